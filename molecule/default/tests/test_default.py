@@ -1,0 +1,56 @@
+"""The whole data tier, small: what one role gives, another takes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+testinfra_hosts = ["ma1"]
+
+PKI = "/etc/shannon/pki"
+TLS = f"--cacert {PKI}/ca.crt --cert {PKI}/host.crt --key {PKI}/host.key"
+
+
+def rest(host, url):
+    """The JSON that an endpoint gives to a client with the host's certificate."""
+    return json.loads(host.check_output(f"curl -sf -m 5 {TLS} {url}"))
+
+
+def test_the_registry_knows_the_cell(host):
+    found = host.check_output(
+        "ETCDCTL_API=3 etcdctl --endpoints https://127.0.0.1:12379 "
+        f"--cacert {PKI}/ca.crt --cert {PKI}/host.crt --key {PKI}/host.key get /shannon/cells/main --print-value-only"
+    )
+    record = json.loads(found)
+    assert (record["home"], record["epoch"]) == ("a", 1)
+
+
+@pytest.mark.parametrize("port", [15432, 15433, 16379, 16333])
+def test_the_data_proxy_listens_on_loopback_only(host, port):
+    assert host.socket(f"tcp://127.0.0.1:{port}").is_listening
+    assert not host.socket(f"tcp://0.0.0.0:{port}").is_listening
+
+
+def test_the_data_proxy_leads_to_the_postgres_primary(host):
+    assert rest(host, "https://ma1:8008/cluster")["scope"] == "main"
+    # Without a password the primary still has to say who it is: a server that answers in its own protocol.
+    said = host.run(
+        f"PGPASSWORD=wrong psql 'host=localhost port=15432 user=shannon dbname=shannon sslmode=verify-full "
+        f"sslrootcert={PKI}/ca.crt sslcert={PKI}/host.crt sslkey={PKI}/host.key' -c 'SELECT 1'"
+    )
+    assert "password authentication failed" in said.stderr
+
+
+def test_the_data_proxy_leads_to_qdrant(host):
+    host.run_expect([0], f"curl -sf -m 5 {TLS} https://localhost:16333/readyz")
+
+
+def test_the_standby_region_follows(host):
+    members = rest(host, "https://mb1:8008/cluster")["members"]
+    assert [(member["name"], member["role"]) for member in members] == [("mb1", "standby_leader")]
+
+
+def test_no_unit_failed(host):
+    assert host.check_output("systemctl --failed --no-legend --plain 'etcd@*' 'patroni@*' 'redis@*' 'sentinel@*' "
+                             "qdrant.service data-proxy.service shannon-firewall.service") == ""  # fmt: skip

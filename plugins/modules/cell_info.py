@@ -1,0 +1,146 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cell_info
+short_description: Who is what in each cell, and how far behind
+version_added: "0.1.0"
+description:
+  - Asks the registry and every member of every cell at once, Patroni for PostgreSQL, Redis, Qdrant, and looks at the
+    certificate that each presents. A dead region costs one timeout.
+  - Run it on any host of the topology, as root, since only those may talk to the stores, with the host's certificate.
+options:
+  topology:
+    description: What M(shannon.resilience.topology) derived.
+    type: dict
+    required: true
+  redis_username:
+    description: Redis user to ask as; it needs C(info) and C(ping) only.
+    type: str
+    default: monitor
+  redis_password:
+    description: Password of O(redis_username).
+    type: str
+    required: true
+  qdrant_api_key:
+    description: API key of Qdrant; the read-only one is enough.
+    type: str
+    required: true
+  timeout:
+    description: Seconds that one endpoint may take to answer.
+    type: float
+    default: 1.5
+  ca_file:
+    description: The CA that the endpoints' certificates must come from.
+    type: path
+    default: /etc/shannon/pki/ca.crt
+  cert_file:
+    description: The certificate to present.
+    type: path
+    default: /etc/shannon/pki/host.crt
+  key_file:
+    description: The key of O(cert_file).
+    type: path
+    default: /etc/shannon/pki/host.key
+attributes:
+  check_mode:
+    description: Can run in check mode; never changes anything.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+author:
+  - Shannon resilience authors (@shannon)
+"""
+
+EXAMPLES = r"""
+- name: Ask every member of every cell
+  shannon.resilience.cell_info:
+    topology: "{{ shannon_topology }}"
+    redis_password: "{{ shannon_secrets.redis_monitor }}"
+    qdrant_api_key: "{{ shannon_secrets.qdrant_read_only_api_key }}"
+  register: found
+  no_log: true
+
+- name: Stop when a cell is not healthy
+  ansible.builtin.assert:
+    that: found.info.cells.main.healthy
+    fail_msg: "{{ found.info.cells.main.problems | join('; ') }}"
+"""
+
+RETURN = r"""
+info:
+  description: What was found.
+  returned: success
+  type: dict
+  contains:
+    at:
+      description: When it was asked, in UTC.
+      type: str
+    seconds:
+      description: How long asking took.
+      type: float
+    probed_from:
+      description: The host that asked.
+      type: str
+    cells:
+      description:
+        - For each cell its C(home), C(epoch) and C(state), C(in_registry) (whether those are the registry's word),
+          C(healthy), C(problems) (a sentence each), and for C(postgres), C(redis) and C(qdrant) the regions.
+        - Each region has C(members), with C(name), C(role), C(state), C(healthy), C(error), C(timeline), C(lag_bytes)
+          and C(lag_seconds) (null when unknown); PostgreSQL's also C(synchronous) and C(pending_restart), Redis' also
+          C(offset), Qdrant's also C(peer_id) and C(peers).
+        - Qdrant's regions also have C(collections), with C(points), C(shards), C(replicas) and C(replicas_active).
+      type: dict
+    registry:
+      description: Whether it has C(quorum), its C(leader), and its C(members) with C(name), C(healthy) and C(error).
+      type: dict
+    certificate:
+      description: Of all certificates that were presented the first to expire, with C(host), C(not_after) and C(days).
+      type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.shannon.resilience.plugins.module_utils.cell_probe import Probe
+from ansible_collections.shannon.resilience.plugins.module_utils.cell_status import summarise
+from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "topology": {"type": "dict", "required": True},
+            "redis_username": {"type": "str", "default": "monitor"},
+            "redis_password": {"type": "str", "required": True, "no_log": True},
+            "qdrant_api_key": {"type": "str", "required": True, "no_log": True},
+            "timeout": {"type": "float", "default": 1.5},
+            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
+            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
+            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        probe = Probe(
+            topology=params["topology"],
+            tls=TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]),
+            redis_username=params["redis_username"],
+            redis_password=params["redis_password"],
+            qdrant_api_key=params["qdrant_api_key"],
+            timeout=params["timeout"],
+        )
+        info = summarise(params["topology"], probe.observe())
+    except ResilienceError as exc:
+        module.fail_json(msg=str(exc))
+    module.exit_json(changed=False, info=info)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_facts
+short_description: The few facts of a host that the roles of shannon.resilience use, in a fraction of a second
+version_added: "0.1.0"
+description:
+  - Takes distribution, Python, architecture, memory, installed packages and the state of the clock in one quick call,
+    so that no role needs full fact gathering, and a role whose packages are all there need not ask the package manager.
+options: {}
+attributes:
+  check_mode:
+    description: Can run in check mode; never changes anything.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+author:
+  - Shannon resilience authors (@shannon)
+"""
+
+EXAMPLES = r"""
+- name: Take the facts of each host
+  shannon.resilience.host_facts:
+  register: found
+"""
+
+RETURN = r"""
+host:
+  description: The facts.
+  returned: success
+  type: dict
+  contains:
+    distribution:
+      description: C(ID) of /etc/os-release, V(debian) or V(ubuntu) on supported hosts.
+      type: str
+    version:
+      description: C(VERSION_ID) of /etc/os-release.
+      type: str
+    python:
+      description: Major and minor version of the Python that runs modules.
+      type: str
+    architecture:
+      description: Machine name of the kernel.
+      type: str
+    packages:
+      description: Names of the installed packages.
+      type: list
+      elements: str
+    memory_mb:
+      description: Memory of the host, in MiB.
+      type: int
+    container:
+      description: Whether the host is a container, which shares its kernel and clock with others.
+      type: bool
+    time_synchronized:
+      description: Whether the clock follows a time source; always false in a container, which can't tell.
+      type: bool
+"""
+
+import os
+import sys
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def os_release(text: str) -> dict[str, str]:
+    """The assignments of an os-release file, unquoted."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    return {name: value.strip().strip("\"'") for name, value in pairs}
+
+
+def installed(listing: str) -> list[str]:
+    """Names from C(dpkg-query) output whose state is installed."""
+    rows = (line.split() for line in listing.splitlines())
+    return sorted({row[0].split(":")[0] for row in rows if len(row) == 2 and row[1] == "ii"})
+
+
+def memory_mb(meminfo: str) -> int:
+    """Total memory in MiB, from /proc/meminfo."""
+    return next((int(line.split()[1]) // 1024 for line in meminfo.splitlines() if line.startswith("MemTotal:")), 0)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
+def _output(module: AnsibleModule, *command: str) -> str:
+    """Standard output of a command that may be missing or may hang: bounded, and empty then."""
+    _code, out, _err = module.run_command(["timeout", "3", *command], environ_update={"LC_ALL": "C"})
+    return str(out)
+
+
+def gather(module: AnsibleModule) -> dict[str, t.Any]:
+    release = os_release(_read("/etc/os-release"))
+    container = _output(module, "systemd-detect-virt", "--container").strip() not in ("none", "")
+    return {
+        "distribution": release.get("ID", ""),
+        "version": release.get("VERSION_ID", ""),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "architecture": os.uname().machine,
+        "packages": installed(_output(module, "dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n")),
+        "memory_mb": memory_mb(_read("/proc/meminfo")),
+        "container": container,
+        # A container has the clock of the host that carries it, and nothing inside can tell what that one follows.
+        "time_synchronized": not container
+        and _output(module, "timedatectl", "show", "-p", "NTPSynchronized").strip().endswith("=yes"),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module.exit_json(changed=False, host=gather(module))
+
+
+if __name__ == "__main__":
+    main()

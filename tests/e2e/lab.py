@@ -1,0 +1,187 @@
+"""The lab as the tests see it: hosts that can be killed and started, commands on them, and clients that write.
+
+Hosts are reached over ssh, never through Docker, so that a host that is cut off is cut off from the tests too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import typing as t
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+INVENTORY = ROOT / "inventories" / "lab"
+DEFINITION = json.loads((ROOT / "lab" / "definition.json").read_text())
+REMOTE = "/var/tmp/shannon-e2e"
+
+
+class LabError(Exception):
+    """A command on the lab failed; the text has the command and what it printed."""
+
+
+def run(*command: str, timeout: float = 600, check: bool = True, **options: t.Any) -> subprocess.CompletedProcess[str]:
+    """Run a command on the controller; bounded in time."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False, **options)
+    if check and done.returncode:
+        raise LabError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def playbook(name: str, *options: str, timeout: float = 900, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run one of the collection's playbooks on the lab's inventory."""
+    executable = Path(sys.executable).with_name("ansible-playbook")
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
+    inventory = [] if any(option in ("-i", "--inventory") for option in options) else ["-i", str(INVENTORY)]
+    return run(
+        str(executable), *inventory, f"playbooks/{name}.yml", *options, timeout=timeout, check=check, env=environment
+    )
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    """The numbers of a PLAY RECAP, per host."""
+    found: dict[str, dict[str, int]] = {}
+    for line in output.split("PLAY RECAP", 1)[-1].splitlines()[1:]:
+        host, _colon, counts = line.partition(":")
+        if "=" in counts:
+            found[host.strip()] = {key: int(value) for key, value in (pair.split("=") for pair in counts.split())}
+    return found
+
+
+def secret(name: str) -> str:
+    """One of the lab's generated secrets."""
+    import yaml
+
+    return str(yaml.safe_load((INVENTORY / ".secrets" / "secrets.yml").read_text())[name])
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of the lab."""
+
+    name: str
+
+    @property
+    def address(self) -> str:
+        """IP address from the lab's definition."""
+        return str(DEFINITION["hosts"][self.name]["address"])
+
+    def sh(self, command: str, check: bool = True, timeout: float = 60, stdin: str | None = None) -> str:
+        """Run a shell command as root over ssh; returns its standard output."""
+        done = run(
+            sys.executable, "lab/lab.py", "ssh", self.name, "sudo sh -c " + shlex.quote(command),
+            timeout=timeout, check=check, input=stdin,
+        )  # fmt: skip
+        return done.stdout
+
+    def python(self, source: str, check: bool = True) -> str:
+        """Run a Python program as root on the host, its source over standard input."""
+        return self.sh("python3 -", check=check, stdin=source)
+
+    def kill(self) -> None:
+        """Take the power away: nothing on the host gets to say goodbye."""
+        run(sys.executable, "lab/lab.py", "kill", self.name)
+
+    def start(self) -> None:
+        """Give the power back."""
+        run(sys.executable, "lab/lab.py", "start", self.name)
+
+
+@dataclass
+class Writer:
+    """A client that writes to one store through the data proxy of a host; see writer.py."""
+
+    host: Host
+    store: str
+    secret_name: str
+    first: int
+    gaps: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """Name of the transient systemd unit that runs it."""
+        return f"shannon-e2e-{self.store}"
+
+    def __enter__(self) -> Writer:
+        self.host.sh(f"mkdir -p {REMOTE}/shannon_library && chmod 700 {REMOTE} && rm -f {REMOTE}/{self.store}.log")
+        for path in sorted((ROOT / "plugins" / "module_utils").glob("*.py")):
+            self.host.sh(f"cat > {REMOTE}/shannon_library/{path.name}", stdin=path.read_text())
+        self.host.sh(f"cat > {REMOTE}/writer.py", stdin=(ROOT / "tests" / "e2e" / "writer.py").read_text())
+        self.host.sh(f"touch {REMOTE}/shannon_library/__init__.py; umask 077; cat > {REMOTE}/{self.store}.secret",
+                     stdin=secret(self.secret_name))  # fmt: skip
+        self.host.sh(
+            f"systemd-run --quiet --collect --unit={self.unit} /usr/bin/python3 {REMOTE}/writer.py {self.store} "
+            f"--log {REMOTE}/{self.store}.log --password-file {REMOTE}/{self.store}.secret --first {self.first}"
+        )
+        self.wait_for_acknowledgements(20)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.host.sh(f"systemctl stop {self.unit}", check=False)
+
+    def entries(self) -> list[dict[str, t.Any]]:
+        """All lines of the log so far."""
+        return [json.loads(line) for line in self.host.sh(f"cat {REMOTE}/{self.store}.log", check=False).splitlines()]
+
+    def acknowledged(self) -> list[dict[str, t.Any]]:
+        """The acknowledged writes so far."""
+        return [entry for entry in self.entries() if "id" in entry]
+
+    def wait_for_acknowledgements(self, count: int, timeout: float = 60) -> None:
+        """Wait until so many more writes were acknowledged."""
+        before = len(self.acknowledged())
+        wait_for(lambda: len(self.acknowledged()) >= before + count, f"{count} more acknowledged writes to {self.store}",
+                 timeout, lambda: str(self.entries()[-3:]))  # fmt: skip
+
+    def wait_for_recovery(self, since: float, timeout: float = 90) -> None:
+        """Wait until writes have been acknowledged again for two seconds after the given time."""
+        wait_for(
+            lambda: sum(entry["at"] > since for entry in self.acknowledged()[-40:]) >= 40,
+            f"steady acknowledged writes to {self.store} after the fault",
+            timeout,
+            lambda: str(self.entries()[-3:]),
+        )
+
+    def longest_gap(self) -> float:
+        """The longest time between two acknowledged writes that followed each other; seconds."""
+        times = [entry["at"] for entry in self.acknowledged()]
+        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+
+    def missing(self) -> list[int]:
+        """Stop writing, and return the acknowledged ids that the store does not have."""
+        self.host.sh(f"systemctl stop {self.unit}", check=False)
+        out = self.host.sh(
+            f"python3 {REMOTE}/writer.py {self.store} --check --log {REMOTE}/{self.store}.log "
+            f"--password-file {REMOTE}/{self.store}.secret",
+            timeout=120,
+        )
+        return list(json.loads(out))
+
+
+def wait_for(
+    condition: t.Callable[[], bool], what: str, timeout: float, seen: t.Callable[[], str] = lambda: "", interval: float = 0.5
+) -> None:
+    """Poll until the condition holds; a lab that doesn't answer yet counts as "not yet"."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if condition():
+                return
+        except (LabError, subprocess.TimeoutExpired):
+            pass
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout:.0f} s for {what}; last seen: {seen()}")
+        time.sleep(interval)
+
+
+def status(timeout: float = 60) -> dict[str, t.Any]:
+    """What status.yml writes as JSON."""
+    path = ROOT / ".lab" / "status.json"
+    path.unlink(missing_ok=True)
+    playbook("status", "-e", f"status_json={path}", timeout=timeout)
+    return t.cast(dict[str, t.Any], json.loads(path.read_text()))

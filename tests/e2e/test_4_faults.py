@@ -1,0 +1,154 @@
+"""A host of the data tier dies, without a word. Nobody does anything; a client goes on writing through its data proxy.
+
+Bounds are the issue's: they hold for the lab's `fast` presets.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+import lab
+import pytest
+
+
+def member_with(info: dict[str, t.Any], component: str, region: str, role: str) -> str:
+    return next(
+        str(member["name"])
+        for member in info["cells"]["main"][component][region]["members"]
+        if member["role"] == role
+    )
+
+
+def a_bystander(*busy: str) -> lab.Host:
+    """A host of the home region that is not the one that will die."""
+    return lab.Host(next(name for name in ("a1", "a2", "a3") if name not in busy))
+
+
+def timelines(info: dict[str, t.Any]) -> set[int]:
+    return {
+        member["timeline"]
+        for part in info["cells"]["main"]["postgres"].values()
+        for member in part["members"]
+        if member["healthy"]
+    }
+
+
+def test_the_host_of_the_postgres_primary_dies(
+    healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = member_with(healthy, "postgres", "a", "primary")
+    with lab.Writer(a_bystander(dead), "postgres", "postgres_app", first=int(time.time() * 1000)) as writer:
+        died = time.time()
+        lab.Host(dead).kill()
+        try:
+            writer.wait_for_recovery(died)
+            now = lab.status()
+            # A new primary in the same region, and the standby region follows its timeline.
+            assert member_with(now, "postgres", "a", "primary") != dead
+            assert now["cells"]["main"]["home"] == "a"
+
+            def standby_follows() -> bool:
+                found = lab.status()
+                alive = [m for m in found["cells"]["main"]["postgres"]["b"]["members"] if m["role"] == "standby_leader"]
+                return len(timelines(found)) == 1 and bool(alive) and alive[0]["state"] == "streaming"
+
+            lab.wait_for(standby_follows, "region b on the new primary's timeline", 60, lambda: str(lab.status()))
+        finally:
+            lab.Host(dead).start()
+        # (4) It comes back, and joins as a replica by itself.
+        lab.wait_for(
+            lambda: any(
+                member["name"] == dead and member["role"] == "replica" and member["state"] == "streaming"
+                for member in lab.status()["cells"]["main"]["postgres"]["a"]["members"]
+            ),
+            f"{dead} as a streaming replica",
+            90,
+            lambda: str(lab.status()["cells"]["main"]["postgres"]["a"]),
+        )
+        gap = writer.longest_gap()
+        with capsys.disabled():
+            print(f"\n  PostgreSQL: writer's gap {gap:.1f} s, {len(writer.acknowledged())} acknowledged writes")
+        assert writer.missing() == []
+    assert gap <= 15
+
+
+def test_the_host_of_the_redis_primary_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
+    dead = member_with(healthy, "redis", "a", "primary")
+    with lab.Writer(a_bystander(dead), "redis", "redis_app", first=int(time.time() * 1000)) as writer:
+        died = time.time()
+        lab.Host(dead).kill()
+        try:
+            writer.wait_for_recovery(died)
+            now = lab.status()
+            assert member_with(now, "redis", "a", "primary") != dead
+            assert {m["role"] for m in now["cells"]["main"]["redis"]["b"]["members"]} == {"replica"}
+        finally:
+            lab.Host(dead).start()
+        lab.wait_for(
+            lambda: all(
+                member["healthy"] and (member["role"] == "primary" or member["state"] == "streaming")
+                for part in lab.status()["cells"]["main"]["redis"].values()
+                for member in part["members"]
+            ),
+            "every Redis member streaming from the new primary",
+            90,
+            lambda: str(lab.status()["cells"]["main"]["redis"]),
+        )
+        gap = writer.longest_gap()
+        with capsys.disabled():
+            print(f"\n  Redis: writer's gap {gap:.1f} s, {len(writer.acknowledged())} acknowledged writes")
+        assert writer.missing() == []
+    assert gap <= 10
+
+
+def test_the_host_of_a_qdrant_peer_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
+    dead = "a2"
+    with lab.Writer(a_bystander(dead), "qdrant", "qdrant_api_key", first=int(time.time() * 1000)) as writer:
+        died = time.time()
+        lab.Host(dead).kill()
+        try:
+            writer.wait_for_recovery(died)
+        finally:
+            lab.Host(dead).start()
+        lab.wait_for(
+            lambda: all(
+                found["replicas"] == found["replicas_active"]
+                for found in lab.status()["cells"]["main"]["qdrant"]["a"]["collections"].values()
+            ),
+            "every replica active again",
+            120,
+            lambda: str(lab.status()["cells"]["main"]["qdrant"]["a"]),
+        )
+        gap = writer.longest_gap()
+        with capsys.disabled():
+            print(f"\n  Qdrant: writer's gap {gap:.1f} s, {len(writer.acknowledged())} acknowledged writes")
+        assert writer.missing() == []
+    assert gap <= 3
+
+
+def test_status_answers_within_five_seconds_with_a_region_dead(healthy: dict[str, t.Any]) -> None:
+    dead = [lab.Host(name) for name in ("b1", "b2", "b3")]
+    for host in dead:
+        host.kill()
+    try:
+        lab.status()  # the first pays for new ssh connections
+        started = time.monotonic()
+        info = lab.status()
+        took = time.monotonic() - started
+        cell = info["cells"]["main"]
+        assert not cell["healthy"]
+        assert all(not member["healthy"] for member in cell["postgres"]["b"]["members"])
+        assert all(member["healthy"] for member in cell["postgres"]["a"]["members"])
+        assert took <= 5
+    finally:
+        for host in dead:
+            host.start()
+
+
+def test_a_region_that_was_dead_follows_again_by_itself(healthy: dict[str, t.Any]) -> None:
+    """The fixture waits for it: both regions healthy, no lag left behind, nobody had to do anything."""
+    assert all(
+        member["healthy"] for part in healthy["cells"]["main"]["postgres"].values() for member in part["members"]
+    )
+    assert healthy["cells"]["main"]["epoch"] == 1
