@@ -332,7 +332,7 @@ class EtcdClient:
     def _probe(
         self, endpoints: t.Sequence[Endpoint], deadline: float
     ) -> t.Iterator[tuple[Endpoint, MemberStatus | EndpointError]]:
-        """Statuses and errors in the order in which they come in; who is slow is not waited for when another will do."""
+        """Statuses and errors as they come in; who is slow is not waited for when another will do."""
         answers: queue.SimpleQueue[tuple[Endpoint, MemberStatus | EndpointError]] = queue.SimpleQueue()
 
         def probe(endpoint: Endpoint) -> None:

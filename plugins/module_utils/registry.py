@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 
 from .errors import ConflictError, ResilienceError
-from .etcd import Endpoint, EtcdClient, KeyValue, get_op, put_op, range_op, when_absent, when_mod_revision
+from .etcd import Endpoint, EtcdClient, KeyValue, get_op, put_op, when_absent, when_mod_revision
 from .tls import TlsFiles, client_context
 
 CELLS = "/shannon/cells/"
@@ -171,12 +171,12 @@ class Registry:
         outcome = self.client.txn(
             [when_mod_revision(key, expected.revision), when_absent(entry_key)],
             [put_op(key, new.stored()), put_op(entry_key, entry.stored())],
-            [get_op(key), get_op(entry_key), range_op(f"{HISTORY}{new.cell}/")],
+            [get_op(key), get_op(entry_key)],
         )
         if outcome.succeeded:
             return replace(new, revision=outcome.revision)
         # Lost to somebody else, or to itself: a member that did the work but could not say so in time.
-        there, written, _all = outcome.reads
+        there, written = outcome.reads
         if written and _entry(written[0]).id == entry.id:
             return replace(new, revision=written[0].mod_revision)
         raise self._conflict(expected, _record(there[0]) if there else None)
