@@ -323,7 +323,7 @@ class EtcdClient:
                 try:
                     answer = self._ask(endpoint, path, body, min(left, self.timeout), tolerated)
                 except _Unavailable as exc:
-                    said[endpoint] = exc.seen
+                    said[endpoint] = f"it runs and knows a leader, but asked for {path} it gave {exc.seen}"
                 else:
                     self._good = endpoint
                     return answer

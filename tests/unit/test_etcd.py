@@ -1,0 +1,176 @@
+"""The client of etcd's JSON gateway, against members that answer, hang, refuse, or have lost their quorum."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+import pytest
+from fake_etcd import FakeCluster
+
+from ansible_collections.shannon.resilience.plugins.module_utils.errors import EndpointError, ResilienceError
+from ansible_collections.shannon.resilience.plugins.module_utils.etcd import (
+    Endpoint,
+    EtcdClient,
+    NoQuorumError,
+    get_op,
+    parse_endpoint,
+    put_op,
+    when_absent,
+    when_mod_revision,
+    when_value,
+)
+
+TIMEOUT = 0.5
+
+
+@pytest.fixture
+def cluster() -> t.Iterator[FakeCluster]:
+    with FakeCluster(3) as running:
+        yield running
+
+
+@pytest.fixture
+def client(cluster: FakeCluster) -> EtcdClient:
+    return EtcdClient(cluster.endpoints, timeout=TIMEOUT, name="the registry")
+
+
+@pytest.mark.parametrize(
+    ("value", "host", "port"),
+    [
+        ("192.0.2.1:2379", "192.0.2.1", 2379),
+        ("[2001:db8::1]:2379", "2001:db8::1", 2379),
+        ("2001:db8::1:2379", "2001:db8::1", 2379),
+        ({"host": "a1", "port": 2379}, "a1", 2379),
+        ({"address": "192.0.2.1", "port": "2379"}, "192.0.2.1", 2379),
+    ],
+)
+def test_an_endpoint_is_text_or_a_mapping(value: t.Any, host: str, port: int) -> None:
+    assert parse_endpoint(value) == Endpoint(host, port)
+
+
+@pytest.mark.parametrize("value", ["a1", "a1:", ":2379", "a1:http", "a1:0", "a1:65536", {"host": "a1"}, {}])
+def test_what_is_no_endpoint_is_refused_with_an_example(value: t.Any) -> None:
+    with pytest.raises(ResilienceError, match="host:port such as"):
+        parse_endpoint(value)
+
+
+def test_an_ipv6_endpoint_is_written_in_brackets() -> None:
+    assert str(Endpoint("2001:db8::1", 2379)) == "[2001:db8::1]:2379"
+
+
+def test_a_client_needs_an_endpoint() -> None:
+    with pytest.raises(ResilienceError, match="no endpoint"):
+        EtcdClient([])
+
+
+def test_what_is_put_is_got_and_deleted(client: EtcdClient) -> None:
+    revision = client.put("/t/ä", "wört")
+    found = client.get("/t/ä")
+    assert found is not None
+    assert (found.value, found.mod_revision) == ("wört", revision)
+    assert client.delete("/t/ä") == 1
+    assert client.delete("/t/ä") == 0
+    assert client.get("/t/ä") is None
+
+
+def test_a_range_has_the_prefixs_keys_only_and_in_order(client: EtcdClient) -> None:
+    for key in ("/t/b", "/t/a", "/t0", "/t", "/s/z"):
+        client.put(key, key)
+    assert [found.key for found in client.range("/t/")] == ["/t/a", "/t/b"]
+
+
+def test_a_transaction_takes_the_branch_that_its_comparisons_choose(client: EtcdClient) -> None:
+    first = client.txn([when_absent("k")], [put_op("k", "1")], [get_op("k")])
+    assert first.succeeded
+    second = client.txn([when_absent("k")], [put_op("k", "2")], [get_op("k")])
+    assert not second.succeeded
+    assert second.reads[0][0].value == "1"
+    assert client.txn([when_mod_revision("k", first.revision), when_value("k", "1")], [put_op("k", "3")]).succeeded
+
+
+def test_a_lease_is_granted_prolonged_and_ended_twice(client: EtcdClient) -> None:
+    lease = client.lease_grant(7)
+    assert lease.ttl == 7
+    client.put("k", "v", lease.id)
+    assert client.lease_keepalive(lease.id) == 7
+    client.lease_revoke(lease.id)
+    client.lease_revoke(lease.id)
+    assert client.lease_keepalive(lease.id) == 0
+    assert client.get("k") is None
+
+
+def test_members_statuses_and_health(cluster: FakeCluster, client: EtcdClient) -> None:
+    assert [member.name for member in client.members()] == ["m0", "m1", "m2"]
+    cluster.members[2].mode = "refuse"
+    statuses = client.statuses()
+    leaders = [str(item) for item, status in statuses.items() if not isinstance(status, Exception) and status.is_leader]
+    assert leaders == [cluster.endpoints[0]]
+    assert isinstance(statuses[parse_endpoint(cluster.endpoints[2])], EndpointError)
+    assert [bool(error) for error in client.health().values()] == [False, False, True]
+
+
+def test_the_member_that_answered_last_is_asked_first(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.get("k")
+    before = [member.requests for member in cluster.members]
+    client.get("k")
+    after = [member.requests for member in cluster.members]
+    assert sum(after) - sum(before) == 1
+
+
+@pytest.mark.parametrize("mode", ["hang", "refuse", "no leader", "unavailable"])
+def test_one_member_in_trouble_costs_one_timeout_at_most(cluster: FakeCluster, client: EtcdClient, mode: str) -> None:
+    client.put("k", "v")
+    for member in cluster.members:
+        if str(client._good) == member.endpoint:
+            member.mode = mode
+    for limit in (TIMEOUT + 0.4, 0.4):  # found out once, avoided from then on
+        started = time.monotonic()
+        found = client.get("k")
+        assert time.monotonic() - started < limit
+        assert found is not None
+
+
+def test_a_new_client_does_not_wait_for_members_that_hang(cluster: FakeCluster, client: EtcdClient) -> None:
+    cluster.members[0].mode = cluster.members[1].mode = "hang"
+    started = time.monotonic()
+    client.put("k", "v")
+    assert time.monotonic() - started < TIMEOUT
+
+
+def test_without_a_quorum_the_error_names_each_member_and_what_it_said(
+    cluster: FakeCluster, client: EtcdClient
+) -> None:
+    client.put("k", "v")
+    for member, mode in zip(cluster.members, ("hang", "refuse", "no leader"), strict=True):
+        member.mode = mode
+    started = time.monotonic()
+    with pytest.raises(NoQuorumError) as caught:
+        client.get("k")
+    assert time.monotonic() - started < 2 * TIMEOUT + 0.3
+    said = [caught.value.members[endpoint] for endpoint in cluster.endpoints]
+    assert "no answer in time" in said[0]
+    assert "RemoteDisconnected" in said[1]
+    assert said[2] == "it runs but knows no leader"
+    assert str(caught.value).startswith("the registry has no quorum")
+
+
+def test_etcd_3_3_is_asked_under_its_own_prefix() -> None:
+    with FakeCluster(1, prefix="/v3beta") as old:
+        client = EtcdClient(old.endpoints, timeout=TIMEOUT)
+        client.put("k", "v")
+        asked = old.members[0].requests
+        client.get("k")
+        assert old.members[0].requests == asked + 1
+
+
+def test_a_server_without_the_gateway_is_told_apart_from_a_dead_one() -> None:
+    with FakeCluster(1, prefix="/elsewhere") as other, pytest.raises(NoQuorumError, match="HTTP 404"):
+        EtcdClient(other.endpoints, timeout=TIMEOUT).get("k")
+
+
+def test_a_full_store_is_an_error_with_a_remedy(cluster: FakeCluster, client: EtcdClient) -> None:
+    for member in cluster.members:
+        member.mode = "full"
+    with pytest.raises(EndpointError, match=r"database space exceeded.*defrag"):
+        client.put("k", "v")
