@@ -16,8 +16,9 @@ from .cell_status import Answer, Observations
 from .concurrently import gather
 from .errors import EndpointError, ResilienceError
 from .etcd import Endpoint
-from .http_client import JsonEndpoint, describe
+from .http_client import describe
 from .patroni import Patroni
+from .qdrant import Qdrant
 from .redis import RedisClient
 from .registry import Registry
 from .tls import TlsFiles, client_context
@@ -48,7 +49,7 @@ class Probe:
         self._tls = tls
         self._context = client_context(tls)
         self._redis = (redis_username, redis_password)
-        self._qdrant_headers = {"api-key": qdrant_api_key}
+        self._qdrant_api_key = qdrant_api_key
         self._timeout = timeout
 
     def observe(self) -> Observations:
@@ -121,20 +122,12 @@ class Probe:
 
         return ask
 
-    def _qdrant(self, host: str) -> JsonEndpoint:
+    def _qdrant(self, host: str) -> Qdrant:
         port = self._topology["ports"]["qdrant_http"]
-        return JsonEndpoint(self._address(host), port, self._context, self._timeout, self._qdrant_headers)
+        return Qdrant(self._address(host), port, self._context, self._qdrant_api_key, self._timeout)
 
     def _ask_peer(self, host: str) -> t.Callable[[], Answer]:
-        def ask() -> Answer:
-            found = self._qdrant(host).expect("GET", "/cluster")["result"]
-            return {
-                "peer_id": found["peer_id"],
-                "leader": found.get("raft_info", {}).get("leader"),
-                "peers": len(found.get("peers", {})),
-            }
-
-        return ask
+        return lambda: asdict(self._qdrant(host).peer_status())
 
     def _collections(self, seen: Observations) -> dict[str, dict[str, dict[str, t.Any]]]:
         """Each region's collections, from the first of its peers that answered."""
@@ -142,12 +135,7 @@ class Probe:
             region: host for (region, host), answer in reversed(seen.peers.items()) if isinstance(answer, dict)
         }
 
-        def lister(host: str) -> t.Callable[[], list[str]]:
-            return lambda: [
-                entry["name"] for entry in self._qdrant(host).expect("GET", "/collections")["result"]["collections"]
-            ]
-
-        names = gather({region: lister(host) for region, host in spokesmen.items()})
+        names = gather({region: self._qdrant(host).collections for region, host in spokesmen.items()})
         questions = {
             (region, name): self._ask_collection(spokesmen[region], name)
             for region, found in names.items()
@@ -162,16 +150,8 @@ class Probe:
 
     def _ask_collection(self, host: str, name: str) -> t.Callable[[], dict[str, t.Any]]:
         def ask() -> dict[str, t.Any]:
-            endpoint = self._qdrant(host)
-            shards = endpoint.expect("GET", f"/collections/{name}/cluster")["result"]
-            count = endpoint.expect("POST", f"/collections/{name}/points/count", {"exact": True})["result"]["count"]
-            replicas = [*shards["local_shards"], *shards["remote_shards"]]
-            return {
-                "points": count,
-                "shards": shards["shard_count"],
-                "replicas": len(replicas),
-                "replicas_active": sum(replica["state"] == "Active" for replica in replicas),
-            }
+            qdrant = self._qdrant(host)
+            return {"points": qdrant.count(name), **asdict(qdrant.shards(name))}
 
         return ask
 

@@ -207,7 +207,8 @@ class Roles:
         name = role["name"]
         with self._connection.cursor() as cursor:
             cursor.execute(
-                "SELECT rolpassword, rolreplication, rolcreatedb, rolcanlogin FROM pg_authid WHERE rolname = %s", (name,)
+                "SELECT rolpassword, rolreplication, rolcreatedb, rolcanlogin FROM pg_authid WHERE rolname = %s",
+                (name,),
             )
             row = cursor.fetchone()
             cursor.execute(
@@ -216,7 +217,7 @@ class Roles:
                 (name,),
             )
             groups = {group for (group,) in cursor.fetchall()}
-            present = dict(zip(("replication", "createdb", "login"), row[1:])) if row else {}
+            present = dict(zip(("replication", "createdb", "login"), row[1:], strict=True)) if row else {}
             done, statements = [], []
             if row is None:
                 done.append(f"create role {name}")

@@ -198,9 +198,7 @@ def region_of(params: dict[str, t.Any], cell: dict[str, t.Any], context: t.Any) 
 
 def settle(module: AnsibleModule, region: Region, cell: dict[str, t.Any]) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
     """Bring one cell to what is wanted; returns the configuration before, and what was sent."""
-    wanted = desired_config(
-        cell["role"], cell["settings"], cell["upstream_hosts"], cell["upstream_port"], cell["slot"]
-    )
+    wanted = desired_config(cell["role"], cell["settings"], cell["upstream_hosts"], cell["upstream_port"], cell["slot"])
 
     def read() -> tuple[Patroni, dict[str, t.Any]]:
         return region.any_answer(Patroni.config)
@@ -238,7 +236,9 @@ def described(cluster: Cluster) -> dict[str, t.Any]:
 def picked(source: dict[str, t.Any], like: dict[str, t.Any]) -> dict[str, t.Any]:
     """Those keys of source that the changes touch."""
     return {
-        key: picked(source[key], value) if isinstance(value, dict) and isinstance(source.get(key), dict) else source[key]
+        key: picked(source[key], value)
+        if isinstance(value, dict) and isinstance(source.get(key), dict)
+        else source[key]
         for key, value in like.items()
         if key in source
     }
@@ -315,7 +315,7 @@ def main() -> None:
             result["changed"] = True
             if not module.check_mode:
                 restart(module, regions)
-        for cell, region in zip(params["cells"], regions):
+        for cell, region in zip(params["cells"], regions, strict=True):
             name = cell["name"]
             try:
                 current, changes = settle(module, region, cell)

@@ -46,16 +46,16 @@ def test_a_client_with_a_certificate_writes_and_reads_through_the_gateway(host):
 @pytest.mark.parametrize("port", [2379, 2380])
 def test_a_client_without_a_certificate_is_refused(host, port):
     address = address_of(host)
-    said = host.run(f"curl -sS -m 5 {TLS} https://{address}:{port}/version")
+    said = host.run(f"curl -sS --http1.1 -m 5 {TLS} https://{address}:{port}/version")
     assert "etcdserver" in said.stdout
-    said = host.run(f"curl -sS -m 5 --cacert {PKI}/ca.crt https://{address}:{port}/version")
+    said = host.run(f"curl -sS --http1.1 -m 5 --cacert {PKI}/ca.crt https://{address}:{port}/version")
     assert said.rc != 0
     assert "etcdserver" not in said.stdout
 
 
 @pytest.mark.parametrize("port", [2379, 2380])
 def test_plain_text_is_refused(host, port):
-    assert "etcdserver" not in host.run(f"curl -s -m 5 http://{address_of(host)}:{port}/version").stdout
+    assert "etcdserver" not in host.run(f"curl -s --http1.1 -m 5 http://{address_of(host)}:{port}/version").stdout
 
 
 @pytest.mark.parametrize(("version", "works"), [("tls1_1", False), ("tls1_2", True), ("tls1_3", True)])

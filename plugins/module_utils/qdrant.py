@@ -1,0 +1,115 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A client of Qdrant's REST API, for peers, collections and payload indexes."""
+
+from __future__ import annotations
+
+import ssl
+import typing as t
+from dataclasses import dataclass
+
+from .errors import EndpointError
+from .http_client import JsonEndpoint
+
+#: HNSW and optimizer settings of every collection (seed facts, 6).
+HNSW = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000}
+OPTIMIZERS = {"indexing_threshold": 20000, "memmap_threshold": 50000}
+
+
+@dataclass(frozen=True)
+class PeerStatus:
+    """What a peer says of its cluster.
+
+    :ivar peer_id: its own id.
+    :ivar leader: id of the Raft leader; None while there is none.
+    :ivar peers: how many peers the cluster has, dead ones included.
+    """
+
+    peer_id: int
+    leader: int | None
+    peers: int
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How a collection is spread: its shards, and all copies of them with those that are in use."""
+
+    shards: int
+    replicas: int
+    replicas_active: int
+
+
+class Qdrant:
+    """The REST API of one peer.
+
+    Every method raises EndpointError when the peer does not answer in time or refuses.
+
+    :param host: name or address; it must be in the peer's certificate.
+    :param port: port of the REST API.
+    :param context: TLS client context with a certificate; None for plain HTTP, which only tests use.
+    :param api_key: a key that may do what is asked for.
+    :param timeout: seconds for each request.
+    """
+
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext | None, api_key: str, timeout: float = 2.0
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._endpoint = JsonEndpoint(host, port, context, timeout, {"api-key": api_key})
+
+    def peer_status(self) -> PeerStatus:
+        """C(GET /cluster)."""
+        found = self._result("GET", "/cluster")
+        leader = found.get("raft_info", {}).get("leader")
+        return PeerStatus(int(found.get("peer_id", 0)), None if leader is None else int(leader), len(found.get("peers", {})))
+
+    def collections(self) -> list[str]:
+        """Names of the collections."""
+        return [str(entry["name"]) for entry in self._result("GET", "/collections")["collections"]]
+
+    def collection(self, name: str) -> dict[str, t.Any]:
+        """C(GET /collections/NAME): configuration and payload indexes."""
+        return t.cast(dict[str, t.Any], self._result("GET", f"/collections/{name}"))
+
+    def shards(self, name: str) -> Shards:
+        """C(GET /collections/NAME/cluster)."""
+        found = self._result("GET", f"/collections/{name}/cluster")
+        replicas = [*found["local_shards"], *found["remote_shards"]]
+        active = sum(replica["state"] == "Active" for replica in replicas)
+        return Shards(int(found["shard_count"]), len(replicas), active)
+
+    def count(self, name: str) -> int:
+        """The exact number of points."""
+        return int(self._result("POST", f"/collections/{name}/points/count", {"exact": True})["count"])
+
+    def create_collection(self, name: str, dimension: int, shards: int, replication_factor: int) -> None:
+        """Create a collection for cosine similarity, with the settings of every collection here."""
+        self._result(
+            "PUT",
+            f"/collections/{name}?timeout=60",
+            {
+                "vectors": {"size": dimension, "distance": "Cosine"},
+                "hnsw_config": HNSW,
+                "optimizers_config": OPTIMIZERS,
+                "shard_number": shards,
+                "replication_factor": replication_factor,
+                # One copy that has it is enough to acknowledge: with one of two peers gone, writes go on.
+                "write_consistency_factor": 1,
+                "on_disk_payload": True,
+            },
+            timeout=60,
+        )
+
+    def create_index(self, collection: str, field: str, kind: str) -> None:
+        """Create a payload index, and wait until it is built."""
+        self._result(
+            "PUT", f"/collections/{collection}/index?wait=true", {"field_name": field, "field_schema": kind}, timeout=60
+        )
+
+    def _result(self, method: str, path: str, body: t.Any = None, timeout: float | None = None) -> t.Any:
+        answer = self._endpoint.expect(method, path, body, timeout=timeout)
+        if not isinstance(answer, dict) or "result" not in answer:
+            raise EndpointError(self.host, self.port, f"a result from {method} {path}", repr(answer)[:100], "Is it Qdrant?")
+        return answer["result"]
