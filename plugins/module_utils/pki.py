@@ -23,7 +23,7 @@ try:
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError:
     #: Whether this Python has what the functions below need; hosts needn't, and import this nowhere.
@@ -45,7 +45,12 @@ class Authority:
     """The CA: its certificate and its key."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+    @property
+    def ends(self) -> datetime:
+        """When the CA ends, and with it every certificate that it issued."""
+        return self.certificate.not_valid_after_utc
 
 
 @dataclass
@@ -55,11 +60,14 @@ class Folder:
     path: str
     ca_cert: str
     ca_key: str
+    #: Whether the CA is kept here; one that an operator brings is never made nor written.
+    own_ca: bool = True
 
     @classmethod
     def at(cls, path: str, ca_cert: str = "", ca_key: str = "") -> Folder:
         """The folder's own CA, or one that an operator gives."""
-        return cls(path, ca_cert or os.path.join(path, "ca.crt"), ca_key or os.path.join(path, "ca.key"))
+        own = not ca_cert and not ca_key
+        return cls(path, ca_cert or os.path.join(path, "ca.crt"), ca_key or os.path.join(path, "ca.key"), own)
 
     def cert(self, host: str) -> str:
         """Path of a host's certificate."""
@@ -73,7 +81,7 @@ class Folder:
 def reason_to_renew(
     folder: Folder, authority: Authority | None, host: str, address: str, renew_before_days: int, now: datetime
 ) -> str:
-    """Why a host needs a new certificate; empty when the one it has will do."""
+    """Why a host needs a new certificate; empty when the one it has will do, or ends with its CA anyway."""
     if not os.path.exists(folder.cert(host)) or not os.path.exists(folder.key(host)):
         return "it has none"
     try:
@@ -85,8 +93,9 @@ def reason_to_renew(
         return "its key belongs to another certificate"
     if authority is not None and not _is_signed_by(certificate, authority.certificate):
         return "it is from another CA"
-    if certificate.not_valid_after_utc - now < timedelta(days=renew_before_days):
-        return f"it ends on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    ends = certificate.not_valid_after_utc
+    if ends - now < timedelta(days=renew_before_days) and (authority is None or ends < authority.ends):
+        return f"it ends on {ends:%Y-%m-%d}"
     if _names_in(certificate) != {str(name.value) for name in _names(host, address)}:
         return "the host's name or address changed"
     return ""
@@ -95,35 +104,49 @@ def reason_to_renew(
 @contextlib.contextmanager
 def locked(folder: Folder) -> t.Iterator[None]:
     """Hold the folder, so that two runs at once end with the same CA."""
-    os.makedirs(os.path.join(folder.path, "hosts"), mode=0o700, exist_ok=True)
-    os.chmod(folder.path, 0o700)
+    hosts = os.path.join(folder.path, "hosts")
+    os.makedirs(hosts, mode=0o700, exist_ok=True)
+    for path in (folder.path, hosts):
+        os.chmod(path, 0o700)
     with open(os.path.join(folder.path, ".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def load_authority(folder: Folder) -> Authority | None:
+def load_authority(folder: Folder, now: datetime) -> Authority | None:
     """The CA, or None when there is none yet.
 
-    :raises PkiError: half of it is missing or unreadable. A new CA would lock out every host that trusts the old one, so
-        none is made while certificates of an old one are there.
+    :raises PkiError: half of it is missing, unreadable, or no CA that can be used. A new CA would lock out every host
+        that trusts the old one, so none is made while certificates of an old one are there.
     """
     have_cert, have_key = os.path.exists(folder.ca_cert), os.path.exists(folder.ca_key)
-    if not have_cert and not have_key:
-        hosts = os.path.join(folder.path, "hosts")
-        left = [name for name in os.listdir(hosts) if name.endswith(".crt")] if os.path.isdir(hosts) else []
-        if left:
-            raise PkiError(
-                f"{folder.ca_cert} and {folder.ca_key} are missing, but {len(left)} host certificates are there. "
-                f"Restore both from a copy; or, to start over with a new CA, move {folder.path} away first."
-            )
+    left = _hosts_in(folder)
+    if folder.own_ca and not have_cert and not left:
+        # A key alone is what a first run leaves that was stopped in between: its certificate was never anywhere.
         return None
-    if not have_cert or not have_key:
-        missing = folder.ca_key if have_cert else folder.ca_cert
-        raise PkiError(f"{missing} is missing. Restore it from a copy: a new CA would lock out every deployed host.")
+    if folder.own_ca and not have_cert and not have_key:
+        raise PkiError(
+            f"{folder.ca_cert} and {folder.ca_key} are missing, but certificates of {', '.join(left)} are there. "
+            f"Restore both from a copy; or, to start over with a new CA, move {folder.path} away first."
+        )
+    missing = [path for path, there in ((folder.ca_cert, have_cert), (folder.ca_key, have_key)) if not there]
+    if missing:
+        raise PkiError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing. Restore from a copy, or correct "
+            "the path: a new CA would lock out every deployed host, so none is made."
+        )
     authority = Authority(_load_certificate(folder.ca_cert), _load_key(folder.ca_key))
     if _public_bytes(authority.certificate.public_key()) != _public_bytes(authority.key.public_key()):
         raise PkiError(f"{folder.ca_key} is not the key of {folder.ca_cert}. Restore the pair from a copy.")
+    if not _may_issue(authority.certificate):
+        raise PkiError(
+            f"{folder.ca_cert} is no certificate of a CA (basicConstraints CA:TRUE, keyUsage keyCertSign). "
+            "In a file with several certificates, the issuing one comes first."
+        )
+    if authority.ends <= now:
+        raise PkiError(
+            f"{folder.ca_cert} ended on {authority.ends:%Y-%m-%d}. Change to a new CA: roles/pki/README.md says how."
+        )
     return authority
 
 
@@ -152,7 +175,7 @@ def make_authority(folder: Folder, now: datetime) -> Authority:
 def issue(folder: Folder, authority: Authority, host: str, address: str, days: int, now: datetime) -> datetime:
     """Make a key and a certificate for a host; returns when it ends."""
     key = ec.generate_private_key(ec.SECP256R1())
-    ends = min(now + timedelta(days=days), authority.certificate.not_valid_after_utc)
+    ends = _end(authority, days, now)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]))
@@ -167,9 +190,7 @@ def issue(folder: Folder, authority: Authority, host: str, address: str, days: i
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
         .add_extension(x509.SubjectAlternativeName(_names(host, address)), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False
-        )
+        .add_extension(_authority_key_identifier(authority), critical=False)
         .sign(authority.key, hashes.SHA256())
     )
     _write(folder.key(host), _pem_key(key), 0o600)
@@ -185,6 +206,36 @@ def end_of(folder: Folder, host: str) -> datetime:
 def utc_now() -> datetime:
     """The current time, to the second, as certificates have it."""
     return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+def _end(authority: Authority, days: int, now: datetime) -> datetime:
+    return min(now + timedelta(days=days), authority.ends)
+
+
+def _hosts_in(folder: Folder) -> list[str]:
+    hosts = os.path.join(folder.path, "hosts")
+    names = os.listdir(hosts) if os.path.isdir(hosts) else []
+    return sorted(name.removesuffix(".crt") for name in names if name.endswith(".crt"))
+
+
+def _may_issue(certificate: x509.Certificate) -> bool:
+    try:
+        is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+    try:
+        return is_ca and certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound:
+        return is_ca
+
+
+def _authority_key_identifier(authority: Authority) -> x509.AuthorityKeyIdentifier:
+    # It must be the CA's own identifier, which a CA from elsewhere may have made in another way than the usual hash.
+    try:
+        own = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def _names(host: str, address: str) -> list[x509.GeneralName]:
@@ -248,20 +299,26 @@ def _load_certificate(path: str) -> x509.Certificate:
         raise PkiError(f"{path} is no readable certificate: {exc}. Restore it from a copy.") from exc
 
 
-def _load_key(path: str) -> ec.EllipticCurvePrivateKey:
+def _load_key(path: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     try:
         with open(path, "rb") as handle:
             key = serialization.load_pem_private_key(handle.read(), password=None)
     except (OSError, ValueError, TypeError) as exc:
         raise PkiError(f"{path} is no readable key: {exc}. Restore it from a copy.") from exc
-    return t.cast(ec.EllipticCurvePrivateKey, key)
+    if not isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
+        raise PkiError(f"{path} is neither an elliptic curve nor an RSA key.")
+    return key
 
 
 def _write(path: str, content: bytes, mode: int) -> None:
     handle_fd, staged = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pki-")
-    with os.fdopen(handle_fd, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.chmod(staged, mode)
-    os.rename(staged, path)
+    try:
+        with os.fdopen(handle_fd, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(staged, mode)
+        os.rename(staged, path)
+    except OSError:
+        os.unlink(staged)
+        raise

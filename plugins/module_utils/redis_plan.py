@@ -36,11 +36,15 @@ class Instance:
 
 @dataclass(frozen=True)
 class Step:
-    """One change: make the instance follow somebody (empty for a primary) and give it a priority."""
+    """One change of one instance.
+
+    :ivar follow: address to follow; empty when the instance already follows whom it should.
+    :ivar priority: for Sentinel; None when it is right already.
+    """
 
     name: str
     follow: str
-    priority: int
+    priority: int | None
     text: str
 
 
@@ -48,7 +52,7 @@ def choose_primary(cell: str, instances: t.Sequence[Instance]) -> Instance:
     """The primary that the cell has, or, in a fresh cell, the one that it gets.
 
     An existing primary is kept wherever it stands in the inventory. An empty one without replicas does not count beside
-    one that has something to lose.
+    one that has something to lose, and is never chosen while an instance that would have to follow it has data.
 
     :raises PlanError: none can be chosen without the risk of losing data.
     """
@@ -59,30 +63,46 @@ def choose_primary(cell: str, instances: t.Sequence[Instance]) -> Instance:
     if len(silent) == len(home):
         raise PlanError(f"cell {cell}: no Redis of its home region answers: {'; '.join(silent)}")
     primaries = [one for one in instances if one.seen is not None and one.seen.role == "primary"]
-    precious = [one for one in primaries if one.seen is not None and (one.seen.keys or one.seen.replicas)]
+    precious = [one for one in primaries if one.seen is not None and (one.seen.keys or one.seen.links)]
     if len(precious) > 1:
         raise PlanError(
-            f"cell {cell}: {', '.join(one.name for one in precious)} are all primaries with data or replicas. Nothing was "
-            "changed. Find out which one the clients wrote to, and make the others its replicas by hand (REPLICAOF)."
+            f"cell {cell}: {', '.join(one.name for one in precious)} are all primaries with data or replicas. "
+            "Nothing was changed. Find out which one the clients wrote to, and make the others its replicas by hand "
+            "(REPLICAOF)."
         )
     if precious and not precious[0].is_home:
         raise PlanError(
-            f"cell {cell}: {precious[0].name} is a primary with data, outside the cell's home region. Nothing was changed. "
-            "Is the registry's home right (playbooks/status.yml)?"
+            f"cell {cell}: {precious[0].name} is a primary with data, outside the cell's home region. "
+            "Nothing was changed. Is the registry's home right (playbooks/status.yml)?"
         )
-    if precious:
-        return precious[0]
-    candidates = [one for one in primaries if one.is_home]
+    candidates = precious or [one for one in primaries if one.is_home]
     if candidates:
+        _refuse_to_wipe(cell, candidates[0], instances)
         return candidates[0]
     followed = {one.seen.primary_address for one in home if one.seen is not None}
     known = next((one for one in home if one.address in followed), None)
     raise PlanError(
         f"cell {cell}: no Redis of its home region is a primary; its replicas follow {', '.join(sorted(followed))}"
         + (f" ({known.name}: {known.said})" if known and known.seen is None else "")
-        + ". Nothing was changed: Sentinel decides this within its timeout; run again when it has, or look at its journal "
-        f"(journalctl -u sentinel@{cell})."
+        + ". Nothing was changed: Sentinel decides this within its timeout; run again when it has, or look at its "
+        f"journal (journalctl -u sentinel@{cell})."
     )
+
+
+def _refuse_to_wipe(cell: str, primary: Instance, instances: t.Sequence[Instance]) -> None:
+    """An empty primary wipes whoever follows it.
+
+    :raises PlanError: an instance with data would have to follow an empty primary.
+    """
+    if primary.seen is None or primary.seen.keys:
+        return
+    holders = [one.name for one in instances if one is not primary and one.seen is not None and one.seen.keys]
+    if holders:
+        raise PlanError(
+            f"cell {cell}: the primary {primary.name} is empty, but {', '.join(holders)} has data and would lose it by "
+            f"following {primary.name}. Nothing was changed. Make the one with the newest data the primary by hand "
+            "(REPLICAOF NO ONE), then run this again."
+        )
 
 
 def plan(primary: Instance, instances: t.Sequence[Instance]) -> list[Step]:
@@ -91,13 +111,12 @@ def plan(primary: Instance, instances: t.Sequence[Instance]) -> list[Step]:
     for one in instances:
         if one.seen is None:
             continue
-        priority = HOME_PRIORITY if one.is_home else STANDBY_PRIORITY
-        follow = "" if one is primary else primary.address
-        words = []
-        if (one.seen.role == "primary") != (follow == "") or (follow and one.seen.primary_address != follow):
-            words.append("be primary" if not follow else f"follow {primary.name}")
-        if one.seen.priority != priority:
-            words.append(f"have priority {priority}")
+        wanted = HOME_PRIORITY if one.is_home else STANDBY_PRIORITY
+        priority = None if one.seen.priority == wanted else wanted
+        follows = one is primary or (one.seen.role == "replica" and one.seen.primary_address == primary.address)
+        words = [] if follows else [f"follow {primary.name}"]
+        words += [] if priority is None else [f"have priority {priority}"]
         if words:
+            follow = "" if follows else primary.address
             steps.append(Step(one.name, follow, priority, f"{one.name}: {' and '.join(words)}"))
     return steps

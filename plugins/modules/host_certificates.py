@@ -14,6 +14,7 @@ description:
     host's name, its address, C(localhost) and C(127.0.0.1).
   - A certificate is renewed before it ends, and when the host's name or address or the CA changed.
   - A CA of which half is missing or damaged is never replaced; that would lock out every deployed host.
+  - No certificate outlives the CA. From O(days) days before the CA's end on, there is a warning.
   - Run it on the controller.
 requirements:
   - cryptography (on the controller)
@@ -35,10 +36,12 @@ options:
     type: int
     default: 30
   ca_cert_file:
-    description: The certificate of a CA that you bring yourself, in PEM.
+    description:
+      - The certificate of a CA that you bring yourself, in PEM.
+      - The issuing certificate comes first; those above it, up to the root, follow.
     type: path
   ca_key_file:
-    description: The key of O(ca_cert_file), an elliptic curve key in PEM without a password.
+    description: The key of O(ca_cert_file), an elliptic curve or RSA key in PEM without a password.
     type: path
 attributes:
   check_mode:
@@ -69,6 +72,14 @@ expires:
   description: For each host when its certificate ends, in UTC; hosts that have none yet are left out.
   returned: success
   type: dict
+expires_first:
+  description: The host whose certificate ends first; empty when there is none yet.
+  returned: success
+  type: str
+ca_expires:
+  description: When the CA ends, in UTC; empty in check mode when there is none yet.
+  returned: success
+  type: str
 ca_created:
   description: Whether the CA was made now.
   returned: success
@@ -76,11 +87,14 @@ ca_created:
 """
 
 import typing as t
+from datetime import timedelta
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.shannon.resilience.plugins.module_utils import pki
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
+
+STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def ensure(module: AnsibleModule) -> dict[str, t.Any]:
@@ -90,19 +104,20 @@ def ensure(module: AnsibleModule) -> dict[str, t.Any]:
     if module.check_mode:
         return _look(folder, params, now)
     with pki.locked(folder):
-        authority = pki.load_authority(folder)
+        authority = pki.load_authority(folder, now)
         created = authority is None
         if authority is None:
             authority = pki.make_authority(folder, now)
         renewed = _reasons(folder, authority, params, now)
         for host in renewed:
             pki.issue(folder, authority, host, params["hosts"][host], params["days"], now)
-        return _result(folder, params, renewed, created)
+        return _result(folder, params, renewed, created, authority.ends)
 
 
 def _look(folder: t.Any, params: dict[str, t.Any], now: t.Any) -> dict[str, t.Any]:
-    authority = pki.load_authority(folder)
-    return _result(folder, params, _reasons(folder, authority, params, now), authority is None)
+    authority = pki.load_authority(folder, now)
+    ends = None if authority is None else authority.ends
+    return _result(folder, params, _reasons(folder, authority, params, now), authority is None, ends)
 
 
 def _reasons(folder: t.Any, authority: t.Any, params: dict[str, t.Any], now: t.Any) -> dict[str, str]:
@@ -113,11 +128,13 @@ def _reasons(folder: t.Any, authority: t.Any, params: dict[str, t.Any], now: t.A
     return {host: reason for host, reason in reasons.items() if reason}
 
 
-def _result(folder: t.Any, params: dict[str, t.Any], renewed: dict[str, str], created: bool) -> dict[str, t.Any]:
+def _result(
+    folder: t.Any, params: dict[str, t.Any], renewed: dict[str, str], created: bool, ca_ends: t.Any
+) -> dict[str, t.Any]:
     expires = {}
     for host in params["hosts"]:
         try:
-            expires[host] = pki.end_of(folder, host).strftime("%Y-%m-%dT%H:%M:%SZ")
+            expires[host] = pki.end_of(folder, host).strftime(STAMP)
         except ResilienceError:
             continue  # none yet, in check mode
     after = "".join(f"{host}: new certificate, since {reason}\n" for host, reason in sorted(renewed.items()))
@@ -125,9 +142,20 @@ def _result(folder: t.Any, params: dict[str, t.Any], renewed: dict[str, str], cr
         "changed": created or bool(renewed),
         "renewed": renewed,
         "expires": expires,
+        "expires_first": min(expires, key=expires.__getitem__, default=""),
+        "ca_expires": ca_ends.strftime(STAMP) if ca_ends else "",
         "ca_created": created,
         "diff": {"before": "", "after": ("new CA\n" if created else "") + after},
     }
+
+
+def _warn_of_the_cas_end(module: AnsibleModule, ca_expires: str) -> None:
+    # No certificate outlives its CA, so from here on certificates get shorter.
+    if ca_expires and ca_expires < (pki.utc_now() + timedelta(days=module.params["days"])).strftime(STAMP):
+        module.warn(
+            f"the CA ends on {ca_expires[:10]}, which is less than {module.params['days']} days away, and every host's "
+            "certificate ends with it: change to a new CA as roles/pki/README.md says"
+        )
 
 
 def main() -> None:
@@ -146,7 +174,9 @@ def main() -> None:
     if not pki.HAS_CRYPTOGRAPHY:
         module.fail_json(msg=missing_required_lib("cryptography"))
     try:
-        module.exit_json(**ensure(module))
+        result = ensure(module)
+        _warn_of_the_cas_end(module, result["ca_expires"])
+        module.exit_json(**result)
     except ResilienceError as exc:
         module.fail_json(msg=str(exc))
     except OSError as exc:

@@ -13,7 +13,9 @@ description:
   - Looks at all instances of each cell at once. The primary that the home region has is kept, whatever the order of the
     inventory; a fresh cell gets its first home instance as primary. All others follow it, those of standby regions with
     priority 0, so that Sentinel never promotes them.
-  - Fails, and changes nothing, when more than one primary has data, or when Sentinel is about to decide.
+  - Fails, and changes nothing, when more than one primary has data, when an instance with data would have to follow an
+    empty primary (and lose it), or when Sentinel is about to decide.
+  - Instances that do not answer are named in a warning and left as they are; Sentinel repoints them when they are back.
   - Run it on one host of the topology, with the host's certificate.
 options:
   cells:
@@ -170,9 +172,24 @@ class Cell:
 
     def apply(self, step: Step) -> None:
         with self.client(step.name) as client:
-            client.command(["REPLICAOF", *([step.follow, self._port] if step.follow else ["NO", "ONE"])])
-            client.command(["CONFIG", "SET", "replica-priority", step.priority])
+            # The priority first: Sentinel must not see a replica of another region that it may promote.
+            if step.priority is not None:
+                client.command(["CONFIG", "SET", "replica-priority", step.priority])
+            if step.follow:
+                client.command(["REPLICAOF", step.follow, self._port])
             client.command(["CONFIG", "REWRITE"])
+
+    def settled(self) -> list[Instance]:
+        """Look at all instances, once none of them is reading its data: until then it does not know what it has."""
+        seen: list[Instance] = []
+
+        def none_loads() -> tuple[bool, str]:
+            seen[:] = self.observe()
+            loading = [one.name for one in seen if one.seen is not None and one.seen.loading]
+            return not loading, f"{', '.join(loading)} still loading"
+
+        wait_until(none_loads, f"the instances of cell {self.name} to have their data", self._params["sync_timeout"])
+        return seen
 
     def wait_for_links(self) -> None:
         """Wait until every replica that answers is in line with the primary."""
@@ -198,7 +215,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
         return fresh([spec["name"] for spec in params["cells"]])
     cells = [Cell(spec, params, context) for spec in params["cells"]]
     # All cells are looked at before any is changed.
-    seen = {cell.name: cell.observe() for cell in cells}
+    seen = {cell.name: cell.observe() if module.check_mode else cell.settled() for cell in cells}
     if module.check_mode and all(one.seen is None for instances in seen.values() for one in instances):
         return fresh(list(seen))
     primaries = {cell.name: choose_primary(cell.name, seen[cell.name]) for cell in cells}
@@ -209,6 +226,10 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
                 cell.apply(step)
             if steps[cell.name]:
                 cell.wait_for_links()
+    for cell in cells:
+        for one in seen[cell.name]:
+            if one.seen is None:
+                module.warn(f"cell {cell.name}: {one.name} does not answer and was left as it is: {one.said}")
     actions = [f"{name}: {step.text}" for name, planned in steps.items() for step in planned]
     before = "".join(f"{name}: {describe(one)}\n" for name, instances in seen.items() for one in instances)
     return {
