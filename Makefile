@@ -3,7 +3,9 @@
 #   make test    every gate; what CI runs
 # They need Python 3.11 or later and make; Docker is installed from the distribution where root may do so.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first of these that runs and is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo "$$p" && exit; done; echo python3)
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(abspath $(VENV)/bin)

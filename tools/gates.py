@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the quality gates one after the other, and says at the end what took the time.
 
-    tools/gates.py [--keep-going] [GATE ...]        (all of them without a name)
+tools/gates.py [--keep-going] [GATE ...]        (all of them without a name)
 """
 
 from __future__ import annotations

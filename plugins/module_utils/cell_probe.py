@@ -157,9 +157,9 @@ class Probe:
 
     def _certificate_ports(self) -> dict[str, int]:
         """A TLS port of each host that presents the host's certificate."""
-        ports = {host: self._topology["ports"]["registry_client"] for host in self._hosts("registry")}
+        ports = dict.fromkeys(self._hosts("registry"), self._topology["ports"]["registry_client"])
         for component, port in (("qdrant", "qdrant_http"), ("etcd", "etcd_client")):
-            ports.update({host: self._topology["ports"][port] for host in self._hosts(component)})
+            ports.update(dict.fromkeys(self._hosts(component), self._topology["ports"][port]))
         return ports
 
     def _ask_certificate(self, host: str, port: int) -> t.Callable[[], datetime]:

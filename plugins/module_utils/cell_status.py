@@ -14,10 +14,9 @@ from datetime import datetime, timezone
 
 from .errors import ResilienceError
 
-Answer = t.Union[dict[str, t.Any], ResilienceError]
+Answer = dict[str, t.Any] | ResilienceError
 
-#: A member that streams is behind only when it is further back than one WAL segment's page flush in flight; less is noise
-#: of probes that are not simultaneous. Bytes.
+#: Patroni's words for a replica that receives WAL.
 STREAMING_STATES = ("streaming", "in archive recovery")
 
 
@@ -103,9 +102,7 @@ def _cell(
     }
 
 
-def _postgres(
-    topology: t.Mapping[str, t.Any], seen: Observations, cell: str, home: str
-) -> dict[str, dict[str, t.Any]]:
+def _postgres(topology: t.Mapping[str, t.Any], seen: Observations, cell: str, home: str) -> dict[str, dict[str, t.Any]]:
     by_region = topology["components"]["postgres"]
     written = max(
         (
@@ -116,7 +113,9 @@ def _postgres(
         default=None,
     )
     return {
-        region: {"members": [_postgres_member(host, seen.patroni.get((cell, host)), written, seen.at) for host in hosts]}
+        region: {
+            "members": [_postgres_member(host, seen.patroni.get((cell, host)), written, seen.at) for host in hosts]
+        }
         for region, hosts in by_region.items()
     }
 
@@ -190,7 +189,8 @@ def _qdrant(topology: t.Mapping[str, t.Any], seen: Observations) -> dict[str, di
     for region, hosts in topology["components"]["qdrant"].items():
         answers = {host: seen.peers.get((region, host)) for host in hosts}
         leader = next(
-            (int(answer["leader"]) for answer in answers.values() if isinstance(answer, dict) and answer["leader"]), None
+            (int(answer["leader"]) for answer in answers.values() if isinstance(answer, dict) and answer["leader"]),
+            None,
         )
         regions[region] = {
             "members": [_qdrant_member(host, answer, leader) for host, answer in answers.items()],
@@ -242,7 +242,9 @@ def _problems(component: str, regions: t.Mapping[str, t.Mapping[str, t.Any]], ho
             if region == home and len(primaries) > 1:
                 found.append(f"{component} in {region}: {len(primaries)} primaries: {', '.join(primaries)}")
             if region != home and primaries:
-                found.append(f"{component} in {region}: a primary outside the home region {home}: {', '.join(primaries)}")
+                found.append(
+                    f"{component} in {region}: a primary outside the home region {home}: {', '.join(primaries)}"
+                )
         for name, collection in part.get("collections", {}).items():
             if collection["replicas_active"] < collection["replicas"]:
                 found.append(

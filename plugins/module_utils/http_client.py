@@ -68,7 +68,12 @@ class JsonEndpoint:
         return Response(status, _decode(raw))
 
     def expect(
-        self, method: str, path: str, body: t.Any = None, statuses: tuple[int, ...] = (200,), timeout: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: t.Any = None,
+        statuses: tuple[int, ...] = (200,),
+        timeout: float | None = None,
     ) -> t.Any:
         """Like :meth:`request`, but only the given statuses are fine; returns the body.
 
@@ -78,7 +83,10 @@ class JsonEndpoint:
         if response.status not in statuses:
             wanted = " or ".join(str(status) for status in statuses)
             raise EndpointError(
-                self.host, self.port, f"HTTP {wanted} to {method} {path}", f"HTTP {response.status}: {_brief(response.body)}"
+                self.host,
+                self.port,
+                f"HTTP {wanted} to {method} {path}",
+                f"HTTP {response.status}: {_brief(response.body)}",
             )
         return response.body
 

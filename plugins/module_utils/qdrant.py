@@ -63,7 +63,9 @@ class Qdrant:
         """C(GET /cluster)."""
         found = self._result("GET", "/cluster")
         leader = found.get("raft_info", {}).get("leader")
-        return PeerStatus(int(found.get("peer_id", 0)), None if leader is None else int(leader), len(found.get("peers", {})))
+        return PeerStatus(
+            int(found.get("peer_id", 0)), None if leader is None else int(leader), len(found.get("peers", {}))
+        )
 
     def collections(self) -> list[str]:
         """Names of the collections."""
@@ -111,5 +113,7 @@ class Qdrant:
     def _result(self, method: str, path: str, body: t.Any = None, timeout: float | None = None) -> t.Any:
         answer = self._endpoint.expect(method, path, body, timeout=timeout)
         if not isinstance(answer, dict) or "result" not in answer:
-            raise EndpointError(self.host, self.port, f"a result from {method} {path}", repr(answer)[:100], "Is it Qdrant?")
+            raise EndpointError(
+                self.host, self.port, f"a result from {method} {path}", repr(answer)[:100], "Is it Qdrant?"
+            )
         return answer["result"]

@@ -103,9 +103,7 @@ def _certificate_line(certificate: t.Mapping[str, t.Any] | None) -> str:
 
 
 def _row(cells: t.Sequence[str]) -> str:
-    return " ".join(
-        f"{cell[:width]:<{width}}" for cell, (_title, width) in zip(cells, _COLUMNS, strict=True)
-    ).rstrip()
+    return " ".join(f"{cell[:width]:<{width}}" for cell, (_title, width) in zip(cells, _COLUMNS, strict=True)).rstrip()
 
 
 def _clip(line: str) -> str:

@@ -292,7 +292,9 @@ def _check_ports(cells: t.Any, ports: t.Any, where: str) -> list[str]:
     every = {**HOST_PORTS, **{name: number for name, number in ports.items() if isinstance(number, int)}}
     numbered = [(f"ports.{name}", number) for name, number in every.items()]
     for index in range(count):
-        numbered += [(f"{name} of cell {index}", number + CELL_PORT_STEP * index) for name, number in CELL_PORTS.items()]
+        numbered += [
+            (f"{name} of cell {index}", number + CELL_PORT_STEP * index) for name, number in CELL_PORTS.items()
+        ]
     for name, number in numbered:
         other = taken.setdefault(number, name)
         if other != name:

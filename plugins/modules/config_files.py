@@ -182,7 +182,7 @@ class ConfigFiles:
         try:
             return int(entry["mode"], 8)
         except ValueError:
-            self.fail(f"{entry['path']}: mode {entry['mode']!r} is no octal number such as \"0640\".")
+            self.fail(f'{entry["path"]}: mode {entry["mode"]!r} is no octal number such as "0640".')
 
     def directory(self, entry: dict[str, t.Any]) -> None:
         path, ids, mode = entry["path"], self.owner_ids(entry), self.mode_of(entry)

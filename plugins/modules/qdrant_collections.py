@@ -165,8 +165,9 @@ class Bootstrap:
         size = found["config"]["params"]["vectors"]["size"]
         if size != self.params["dimension"]:
             raise ResilienceError(
-                f"the collection {name} has vectors of length {size}, but qdrant_dimension is {self.params['dimension']}. "
-                "Nothing was changed in it. Set the variable to what is deployed, or rebuild the collection from vector_log."
+                f"the collection {name} has vectors of length {size}, but qdrant_dimension is "
+                f"{self.params['dimension']}. Nothing was changed in it. Set the variable to what is deployed, or "
+                "rebuild the collection from vector_log."
             )
         schema = found["payload_schema"]
         for field, kind in indexes.items():

@@ -103,7 +103,8 @@ class Units:
         self.module.fail_json(
             msg=(
                 f"{name} should be {wanted} within {self.timeout} s and is {state.get('ActiveState')} "
-                f"({state.get('SubState')}). {said}\nLast lines of its journal (journalctl -u {name}):\n{journal.strip()}"
+                f"({state.get('SubState')}). {said}\n"
+                f"Last lines of its journal (journalctl -u {name}):\n{journal.strip()}"
             ),
             unit=name,
             journal=journal.splitlines(),
@@ -148,7 +149,9 @@ class Units:
             code, said = self.systemctl(action, "--", name)
             if code:
                 reason = "It did not get there in time." if code in (124, 137) else said
-                self.explain(name, {"stop": "stopped", "enable": "enabled", "disable": "disabled"}.get(action, "running"), reason)
+                self.explain(
+                    name, {"stop": "stopped", "enable": "enabled", "disable": "disabled"}.get(action, "running"), reason
+                )
 
 
 def plan(unit: dict[str, t.Any], state: dict[str, str]) -> list[str]:

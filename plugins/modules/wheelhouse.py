@@ -10,8 +10,8 @@ module: wheelhouse
 short_description: Collect Python wheels on the controller, for hosts that reach no package index
 version_added: "0.1.0"
 description:
-  - Resolves O(requirements) for the given Python and architecture, downloads the wheels, and packs them into one archive
-    that hosts install from with C(pip install --no-index --find-links).
+  - Resolves O(requirements) for the given Python and architecture, downloads the wheels, and packs them into one
+    archive that hosts install from with C(pip install --no-index --find-links).
   - Runs on the controller, with the pip of the Python that runs Ansible. Nothing is downloaded again until the
     requirements change.
 options:
@@ -102,13 +102,16 @@ def platforms(architecture: str) -> list[str]:
 
 def pack(folder: str, archive: str) -> None:
     """One archive of all wheels, the same bytes for the same wheels."""
-    with open(archive, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as packed:
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            for name in sorted(os.listdir(folder)):
-                entry = tar.gettarinfo(os.path.join(folder, name), arcname=name)
-                entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname, entry.mode = 0, 0, 0, "", "", 0o644
-                with open(os.path.join(folder, name), "rb") as handle:
-                    tar.addfile(entry, handle)
+    with (
+        open(archive, "wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        for name in sorted(os.listdir(folder)):
+            entry = tar.gettarinfo(os.path.join(folder, name), arcname=name)
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname, entry.mode = 0, 0, 0, "", "", 0o644
+            with open(os.path.join(folder, name), "rb") as handle:
+                tar.addfile(entry, handle)
 
 
 def collect(module: AnsibleModule, archive: str) -> None:

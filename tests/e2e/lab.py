@@ -5,6 +5,7 @@ Hosts are reached over ssh, never through Docker, so that a host that is cut off
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -29,7 +30,9 @@ def run(*command: str, timeout: float = 600, check: bool = True, **options: t.An
     """Run a command on the controller; bounded in time."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False, **options)
     if check and done.returncode:
-        raise LabError(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+        raise LabError(
+            f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
     return done
 
 
@@ -135,8 +138,12 @@ class Writer:
     def wait_for_acknowledgements(self, count: int, timeout: float = 60) -> None:
         """Wait until so many more writes were acknowledged."""
         before = len(self.acknowledged())
-        wait_for(lambda: len(self.acknowledged()) >= before + count, f"{count} more acknowledged writes to {self.store}",
-                 timeout, lambda: str(self.entries()[-3:]))  # fmt: skip
+        wait_for(
+            lambda: len(self.acknowledged()) >= before + count,
+            f"{count} more acknowledged writes to {self.store}",
+            timeout,
+            lambda: str(self.entries()[-3:]),
+        )
 
     def wait_for_recovery(self, since: float, timeout: float = 90) -> None:
         """Wait until writes have been acknowledged again for two seconds after the given time."""
@@ -150,7 +157,7 @@ class Writer:
     def longest_gap(self) -> float:
         """The longest time between two acknowledged writes that followed each other; seconds."""
         times = [entry["at"] for entry in self.acknowledged()]
-        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
     def missing(self) -> list[int]:
         """Stop writing, and return the acknowledged ids that the store does not have."""
@@ -164,7 +171,11 @@ class Writer:
 
 
 def wait_for(
-    condition: t.Callable[[], bool], what: str, timeout: float, seen: t.Callable[[], str] = lambda: "", interval: float = 0.5
+    condition: t.Callable[[], bool],
+    what: str,
+    timeout: float,
+    seen: t.Callable[[], str] = lambda: "",
+    interval: float = 0.5,
 ) -> None:
     """Poll until the condition holds; a lab that doesn't answer yet counts as "not yet"."""
     deadline = time.monotonic() + timeout

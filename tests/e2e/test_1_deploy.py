@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typing as t
 
-import lab
 import pytest
+
+import lab
 
 DATA_HOSTS = ("a1", "a2", "a3", "b1", "b2", "b3")
 
@@ -67,7 +68,7 @@ def test_status_fits_100_columns(deployed: dict[str, float]) -> None:
 @pytest.mark.parametrize("host", DATA_HOSTS)
 def test_replication_between_postgres_members_is_encrypted(deployed: dict[str, float], host: str) -> None:
     out = lab.Host(host).sh(
-        "su postgres -c \"psql -At -h /run/postgresql -p 5432 -d postgres -c "
+        'su postgres -c "psql -At -h /run/postgresql -p 5432 -d postgres -c '
         "'SELECT count(*) FILTER (WHERE NOT ssl) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)'\""
     )
     assert out.strip() == "0"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-import lab
 import pytest
+
+import lab
 
 #: Every TLS listener of a data host: port and what it is.
 LISTENERS = {
@@ -22,8 +23,8 @@ LISTENERS = {
     12380: "registry peers",
 }
 
-# Speaks to each listener without a certificate. A server may refuse in the handshake or (TLS 1.3) right after it, so one
-# request is sent and what comes back is what counts: nothing, or a refusal.
+# Speaks to each listener without a certificate. A server may refuse in the handshake or (TLS 1.3) right after it, so
+# one request is sent and what comes back is what counts: nothing, or a refusal.
 NO_CERTIFICATE = """
 import json, socket, ssl, struct, sys
 host, ports = {host!r}, {ports!r}

@@ -6,9 +6,10 @@ import shutil
 import typing as t
 from pathlib import Path
 
-import lab
 import pytest
 import yaml
+
+import lab
 
 HOSTS = "hosts.yml"
 TOPOLOGY = "group_vars/all/topology.yml"
@@ -16,7 +17,7 @@ TOPOLOGY = "group_vars/all/topology.yml"
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Path:
-    """A copy of the lab's inventory, to be spoilt. It sits beside the original, since that one reads the lab's addresses."""
+    """A copy of the lab's inventory, to be spoilt, beside the original, since that one reads the lab's addresses."""
     copy = lab.ROOT / "inventories" / f".e2e-{tmp_path.name}"
     shutil.copytree(lab.INVENTORY, copy)
     yield copy
@@ -51,21 +52,21 @@ def test_a_cell_without_a_home(deployed: dict[str, float], inventory: Path) -> N
 
 
 def test_two_hosts_with_the_same_name(deployed: dict[str, float], inventory: Path) -> None:
-    edit(inventory / HOSTS, lambda content: content["all"]["children"]["region_b"]["hosts"].update(a1=None))
+    edit(inventory / HOSTS, lambda content: content["region_b"]["hosts"].update(a1=None))
     said = refused(inventory)
     assert "the host 'a1' is in region_a and region_b" in said and HOSTS in said
 
 
 def test_two_hosts_with_the_same_address(deployed: dict[str, float], inventory: Path) -> None:
     address = lab.Host("a2").address
-    edit(inventory / HOSTS, lambda content: content["all"]["children"]["region_a"]["hosts"].update(
+    edit(inventory / HOSTS, lambda content: content["region_a"]["hosts"].update(
         a1={"shannon_address": address}))  # fmt: skip
     said = refused(inventory)
     assert f"have the same address {address}" in said
 
 
 def test_a_missing_group(deployed: dict[str, float], inventory: Path) -> None:
-    edit(inventory / HOSTS, lambda content: content["all"]["children"].pop("redis"))
+    edit(inventory / HOSTS, lambda content: content.pop("redis"))
     said = refused(inventory)
     assert "the group 'redis' is missing" in said and HOSTS in said
 
@@ -78,8 +79,10 @@ def test_an_archive_with_a_wrong_sha256(deployed: dict[str, float], inventory: P
 def test_an_unsupported_distribution(deployed: dict[str, float], inventory: Path) -> None:
     """Real: the witness says for a moment that it is another system."""
     w1 = lab.Host("w1")
-    w1.sh("cp -L /etc/os-release /var/tmp/os-release && rm /etc/os-release "
-          "&& sed 's/^ID=.*/ID=fedora/; s/^VERSION_ID=.*/VERSION_ID=43/' /var/tmp/os-release > /etc/os-release")  # fmt: skip
+    w1.sh(
+        "cp -L /etc/os-release /var/tmp/os-release && rm /etc/os-release && "
+        "sed 's/^ID=.*/ID=fedora/; s/^VERSION_ID=.*/VERSION_ID=\"43\"/' /var/tmp/os-release > /etc/os-release"
+    )
     try:
         said = refused(inventory)
         assert "w1" in said and "fedora 43" in said and "Debian 12" in said
@@ -88,7 +91,7 @@ def test_an_unsupported_distribution(deployed: dict[str, float], inventory: Path
 
 
 def test_an_unreachable_host(deployed: dict[str, float], inventory: Path) -> None:
-    edit(inventory / HOSTS, lambda content: content["all"]["children"]["region_b"]["hosts"].update(
+    edit(inventory / HOSTS, lambda content: content["region_b"]["hosts"].update(
         b3={"ansible_host": "198.18.0.47"}))  # fmt: skip
     said = refused(inventory)
     assert "b3" in said and "UNREACHABLE" in said

@@ -8,15 +8,14 @@ from __future__ import annotations
 import time
 import typing as t
 
-import lab
 import pytest
+
+import lab
 
 
 def member_with(info: dict[str, t.Any], component: str, region: str, role: str) -> str:
     return next(
-        str(member["name"])
-        for member in info["cells"]["main"][component][region]["members"]
-        if member["role"] == role
+        str(member["name"]) for member in info["cells"]["main"][component][region]["members"] if member["role"] == role
     )
 
 
@@ -34,9 +33,7 @@ def timelines(info: dict[str, t.Any]) -> set[int]:
     }
 
 
-def test_the_host_of_the_postgres_primary_dies(
-    healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_host_of_the_postgres_primary_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
     dead = member_with(healthy, "postgres", "a", "primary")
     with lab.Writer(a_bystander(dead), "postgres", "postgres_app", first=int(time.time() * 1000)) as writer:
         died = time.time()

@@ -61,7 +61,9 @@ class Postgres:
         )
         self.connection.autocommit = True
         with self.connection.cursor() as cursor:
-            cursor.execute("CREATE TABLE IF NOT EXISTS e2e_writes (id bigint PRIMARY KEY, at timestamptz DEFAULT now())")
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS e2e_writes (id bigint PRIMARY KEY, at timestamptz DEFAULT now())"
+            )
 
     def write(self, number: int) -> None:
         with self.connection.cursor() as cursor:
@@ -140,7 +142,7 @@ STORES: dict[str, t.Callable[[str], Store]] = {"postgres": Postgres, "redis": Re
 
 
 def write_until_stopped(store: Store, log: Path, interval: float, first: int) -> None:
-    """Write one record after the other; every failure ends that attempt, and the next id is tried on a new connection."""
+    """Write one record after the other; after a failure the next id is tried on a new connection."""
     running = True
 
     def stop(_signal: int, _frame: t.Any) -> None:

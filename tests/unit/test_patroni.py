@@ -12,6 +12,7 @@ import typing as t
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import (
     EndpointError,
     ResilienceError,

@@ -7,6 +7,7 @@ import threading
 import typing as t
 
 import pytest
+
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import EndpointError
 from ansible_collections.shannon.resilience.plugins.module_utils.redis import (
     RedisClient,

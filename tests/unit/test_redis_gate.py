@@ -9,6 +9,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.shannon.resilience.plugins import module_utils as library
 from ansible_collections.shannon.resilience.plugins.module_utils import concurrently, errors, redis, tls
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import EndpointError
 from ansible_collections.shannon.resilience.plugins.module_utils.redis import ReplicaLink, Replication
 from ansible_collections.shannon.resilience.plugins.module_utils.redis_plan import (
