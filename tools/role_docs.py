@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Writes docs/roles/<role>.md from each role's meta/argument_specs.yml.
 
-    tools/role_docs.py            write them
-    tools/role_docs.py --check    tell which ones are not what they should be, and change nothing
+tools/role_docs.py            write them
+tools/role_docs.py --check    tell which ones are not what they should be, and change nothing
 """
 
 from __future__ import annotations

@@ -50,4 +50,6 @@ def test_reloading_the_unit_reaches_the_units_that_hold_the_certificate(host):
     host.run_expect([0], f"printf '[Unit]\\nReloadPropagatedFrom=shannon-tls.service\\n[Service]\\nType=oneshot\\n"
                          f"RemainAfterExit=yes\\nExecStart=/bin/true\\nExecReload=/bin/touch /run/probed\\n' > {unit}"
                          " && systemctl daemon-reload && systemctl start probe")  # fmt: skip
-    host.run_expect([0], "systemctl reload shannon-tls.service && timeout 10 sh -c 'until test -e /run/probed; do :; done'")
+    host.run_expect(
+        [0], "systemctl reload shannon-tls.service && timeout 10 sh -c 'until test -e /run/probed; do :; done'"
+    )
