@@ -2,35 +2,29 @@
 #   make demo    brings the lab up, deploys on it, shows the status
 #   make test    every gate; what CI runs
 # They need Python 3.11 or later and make; Docker is installed from the distribution where root may do so.
+# PYTHON=... names another interpreter for the virtual environment.
 
-# The first of these that runs and is new enough.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && echo "$$p" && exit; done; echo python3)
 VENV := .venv
 READY := $(VENV)/.ready
-BIN := $(abspath $(VENV)/bin)
-export PATH := $(BIN):$(PATH)
+export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo lab lab-down site status test lint unit sanity package docs docs-check molecule e2e bench clean
+.PHONY: help env demo lab lab-down site status test lint unit sanity package docs docs-check molecule e2e bench build clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9][a-z0-9 -]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 env: $(READY) ## the virtual environment with everything that is pinned in requirements.txt
 
 $(READY): requirements.txt tools/make_env.sh
 	@PYTHON="$(PYTHON)" tools/make_env.sh $(VENV)
 
-demo: env lab ## bring the lab up, run site.yml on it, show the status
+demo: env lab ## bring the lab up, deploy on it, show who is what
 	ansible-playbook playbooks/site.yml
 	ansible-playbook playbooks/status.yml
 
 lab: env ## bring the lab's hosts up
 	python3 lab/lab.py up
-
-lab-down: ## remove the lab, and nothing else
-	$(PYTHON) lab/lab.py down
 
 site: env ## deploy on the lab, or bring it to what the inventory says
 	ansible-playbook playbooks/site.yml
@@ -38,10 +32,20 @@ site: env ## deploy on the lab, or bring it to what the inventory says
 status: env ## who is what, and how far behind
 	ansible-playbook playbooks/status.yml
 
-test: env ## every gate
+lab-down: ## remove the lab, and nothing else
+	python3 lab/lab.py down
+
+test: env ## every gate, the quick ones first; stops at the first that fails
 	python3 tools/gates.py
 
-lint unit sanity package docs-check molecule e2e: env ## one gate of `make test`
+lint: env ## gate: style and correctness of Python and Ansible content
+unit: env ## gate: unit tests
+docs-check: env ## gate: docs/roles says what the argument specs say
+package: env ## gate: the collection builds, installs and works elsewhere
+sanity: env ## gate: ansible-test sanity
+molecule: env ## gate: every role on plain images (SCENARIOS="etcd redis": these only)
+e2e: env ## gate: the whole thing on the lab
+lint unit docs-check package sanity molecule e2e:
 	python3 tools/gates.py $@
 
 docs: env ## write docs/roles anew from the roles' argument specs
@@ -50,5 +54,9 @@ docs: env ## write docs/roles anew from the roles' argument specs
 bench: env ## print how long things take on the lab, beside the targets
 	python3 tests/bench/bench_deploy.py
 
+build: env ## make the archive that ansible-galaxy collection install takes
+	ansible-galaxy collection build --force
+
 clean: ## remove what building and testing left behind (the lab: make lab-down)
-	rm -rf $(VENV) .ansible .pytest_cache .ruff_cache shannon-resilience-*.tar.gz
+	rm -rf $(VENV) .ansible .benchmarks .cache/pytest .cache/ruff .pytest_cache .ruff_cache shannon-resilience-*.tar.gz
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,44 +1,52 @@
-#!/usr/bin/env python3
 """Runs the quality gates one after the other, and says at the end what took the time.
 
-tools/gates.py [--keep-going] [GATE ...]        (all of them without a name)
+Without a name it runs all of them, the quick ones first, and stops at the first that fails. What a gate started it also
+stops, whether the gate passed, failed or was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
-BIN = Path(PYTHON).parent
+LAB = (PYTHON, "lab/lab.py")
 ENVIRONMENT = {
     **os.environ,
-    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "PATH": f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}",
     "ANSIBLE_NOCOLOR": "1",
     "PY_COLORS": "0",
     "NO_COLOR": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "RUFF_CACHE_DIR": str(ROOT / ".cache" / "ruff"),
 }
 #: Seconds after which a single command counts as hung.
 LONGEST = 45 * 60
+#: Seconds that a command has to end after it was told to.
+GRACE = 60
 
 
 @dataclass
 class Outcome:
-    """What a gate did: its name, whether it passed, and its seconds."""
+    """What a gate did: its name, whether it passed, its seconds, and those of its steps."""
 
     name: str
-    passed: bool
-    seconds: float
+    passed: bool = False
+    seconds: float = 0.0
+    steps: list[tuple[str, float]] = field(default_factory=list)
 
 
 class Failed(Exception):
@@ -46,18 +54,52 @@ class Failed(Exception):
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **extra: str) -> None:
-    """Run one command of a gate, its output going straight to the terminal."""
+    """Run one command of a gate, its output going straight to the terminal.
+
+    It gets a process group of its own, so that nothing of it outlives a gate that was interrupted or took too long.
+    """
     words = [str(word) for word in command]
-    print(f"$ {' '.join(words)}", flush=True)
-    try:
-        code = subprocess.run(words, cwd=cwd, env={**ENVIRONMENT, **extra}, check=False, timeout=LONGEST).returncode
-    except subprocess.TimeoutExpired as exc:
-        raise Failed(f"{words[0]} took longer than {LONGEST // 60} minutes") from exc
+    print(f"$ {shlex.join(words)}", flush=True)
+    started = time.monotonic()
+    with subprocess.Popen(words, cwd=cwd, env={**ENVIRONMENT, **extra}, start_new_session=True) as process:
+        try:
+            code = process.wait(LONGEST)
+        except subprocess.TimeoutExpired as exc:
+            raise Failed(f"{words[0]} took longer than {LONGEST // 60} minutes") from exc
+        finally:
+            end(process)
+    print(f"  ({time.monotonic() - started:.1f} s)", flush=True)
     if code:
-        raise Failed(f"{words[0]} ended with {code}")
+        raise Failed(f"{shlex.join(words)} ended with {code}")
 
 
-def lint() -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """See to it that a command that still runs, and all that it started, end."""
+    if process.poll() is not None:
+        return
+    # First as Ctrl-C does: pytest and Ansible clean up behind themselves.
+    for number, patience in ((signal.SIGINT, GRACE), (signal.SIGTERM, GRACE / 4), (signal.SIGKILL, GRACE)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        if is_gone(process.pid, 2):
+            return
+
+
+def is_gone(group: int, patience: float) -> bool:
+    """Whether a process group has no process left, or soon has none."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def lint(_outcome: Outcome) -> None:
     """Style and correctness of Python and of Ansible content."""
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
@@ -65,57 +107,102 @@ def lint() -> None:
     run("ansible-lint", "--offline", "--strict", "--profile", "production")
 
 
-def unit() -> None:
+def unit(_outcome: Outcome) -> None:
     """Unit tests."""
-    run(PYTHON, "-m", "pytest", "-q", "-p", "no:pytest11.testinfra", "tests/unit")
+    run(PYTHON, "-m", "pytest", "-q", "-p", "no:pytest11.testinfra", "--durations=5", "tests/unit")
 
 
-def sanity() -> None:
+def sanity(_outcome: Outcome) -> None:
     """ansible-test sanity, on a staged copy, since it refuses a collection that it reaches through a link."""
     run(ROOT / "tools" / "sanity.sh")
 
 
-def package() -> None:
-    """The collection builds, installs elsewhere, and works there under its name."""
+def package(_outcome: Outcome) -> None:
+    """The collection builds from what git knows, installs elsewhere, and works there under its name."""
     with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
         run("ansible-galaxy", "collection", "build", "--force", "--output-path", scratch)
-        archive = next(Path(scratch).glob("shannon-resilience-*.tar.gz"))
+        archive = next(place.glob("shannon-resilience-*.tar.gz"))
+        litter = in_archive(archive) - known_to_git()
+        if litter:
+            raise Failed(f"the archive holds what git does not know, see build_ignore in galaxy.yml: {sorted(litter)}")
         run("ansible-galaxy", "collection", "install", "--no-deps", "--offline", archive, "-p", scratch)
-        inventory = Path(scratch) / "ansible_collections/shannon/resilience/inventories/active_passive"
-        run("ansible-playbook", "-i", inventory, "--syntax-check", "shannon.resilience.site",
-            cwd=Path(scratch), ANSIBLE_COLLECTIONS_PATH=scratch)  # fmt: skip
-        run("ansible-doc", "-t", "module", "shannon.resilience.cell_info", cwd=Path(scratch),
-            ANSIBLE_COLLECTIONS_PATH=scratch, PAGER="cat")  # fmt: skip
+        there = {"ANSIBLE_COLLECTIONS_PATH": scratch, "PAGER": "cat"}
+        for inventory in ("lab", "active_passive"):
+            path = place / "ansible_collections/shannon/resilience/inventories" / inventory
+            run("ansible-playbook", "-i", path, "--syntax-check", "shannon.resilience.site", cwd=place, **there)
+        run("ansible-doc", "--list", "shannon.resilience", cwd=place, **there)
+        run("ansible-doc", "-t", "role", "--list", "shannon.resilience", cwd=place, **there)
 
 
-def docs_check() -> None:
+def in_archive(archive: Path) -> set[str]:
+    """The files of a collection's archive, but for those that the build adds."""
+    with tarfile.open(archive) as tar:
+        return {member.name for member in tar if member.isfile()} - {"FILES.json", "MANIFEST.json"}
+
+
+def known_to_git() -> set[str]:
+    """The files of the checkout that git has, or would take."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"))
+
+
+def docs_check(_outcome: Outcome) -> None:
     """docs/roles says what the roles' argument specs say."""
     run(PYTHON, "tools/role_docs.py", "--check")
 
 
-def molecule() -> None:
+def molecule(outcome: Outcome) -> None:
     """Every role's scenario, and the whole data tier, on plain images."""
-    run(PYTHON, "lab/lab.py", "image")
-    run(PYTHON, "lab/lab.py", "qdrant")
-    scenarios = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    every = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    scenarios = os.environ.get("SCENARIOS", "").split() or every
+    if unknown := set(scenarios) - set(every):
+        raise Failed(f"there is no scenario {', '.join(sorted(unknown))}; there are {', '.join(every)}")
+    run(*LAB, "image")
+    run(*LAB, "qdrant")
     for number, scenario in enumerate(scenarios, start=1):
         print(f"\n--- scenario {number} of {len(scenarios)}: {scenario}", flush=True)
         started = time.monotonic()
-        run("molecule", "test", "--no-command-borders", "-s", scenario)
-        print(f"--- {scenario}: {time.monotonic() - started:.0f} s", flush=True)
+        try:
+            run("molecule", "test", "--no-command-borders", "-s", scenario)
+        except BaseException:
+            # It does so itself, but not when it was interrupted.
+            with contextlib.suppress(Failed):
+                run("molecule", "destroy", "--no-command-borders", "-s", scenario)
+            raise
+        finally:
+            outcome.steps.append((f"molecule {scenario}", time.monotonic() - started))
 
 
-def e2e() -> None:
-    """The whole thing on the lab: deploy, security, bad input, faults."""
+def e2e(_outcome: Outcome) -> None:
+    """The whole thing on the lab: deploy, security, bad input, faults. SHANNON_E2E_KEEP=1 keeps the lab."""
     try:
         run(PYTHON, "-m", "pytest", "-v", "-x", "-p", "no:pytest11.testinfra", "--durations=15", "tests/e2e")
     finally:
         if os.environ.get("SHANNON_E2E_KEEP") != "1":
-            run(PYTHON, "lab/lab.py", "down")
+            run(*LAB, "down")
+
+
+@contextlib.contextmanager
+def docker_as_found() -> t.Iterator[None]:
+    """Stop the Docker daemon that the lab's tool started meanwhile, if nothing runs in it. No other is ever stopped."""
+    sys.path.insert(0, str(ROOT / "lab"))
+    from shannon_lab import engine
+    from shannon_lab.command import LabError
+
+    before = engine.own_daemon()
+    try:
+        yield
+    finally:
+        if engine.own_daemon() != before and os.environ.get("SHANNON_E2E_KEEP") != "1":
+            try:
+                engine.stop_own_daemon()
+            except LabError as exc:
+                print(exc, flush=True)
 
 
 #: The quick ones first, so that a slip is found in seconds.
-GATES: dict[str, t.Callable[[], None]] = {
+GATES: dict[str, t.Callable[[Outcome], None]] = {
     "lint": lint,
     "unit": unit,
     "docs-check": docs_check,
@@ -126,17 +213,34 @@ GATES: dict[str, t.Callable[[], None]] = {
 }
 
 
-def pass_through(name: str) -> Outcome:
-    """Run one gate."""
+def pass_through(outcome: Outcome) -> None:
+    """Run one gate, and note how it went."""
+    name = outcome.name
     print(f"\n=== {name}: {(GATES[name].__doc__ or '').strip()}", flush=True)
     started = time.monotonic()
     try:
-        GATES[name]()
-        passed = True
+        GATES[name](outcome)
+        outcome.passed = True
     except Failed as exc:
         print(f"=== {name} FAILED: {exc}", flush=True)
-        passed = False
-    return Outcome(name, passed, time.monotonic() - started)
+    except KeyboardInterrupt:
+        print(f"=== {name} FAILED: it was interrupted", flush=True)
+        raise
+    finally:
+        outcome.seconds = time.monotonic() - started
+
+
+def report(outcomes: t.Sequence[Outcome]) -> int:
+    """Print what took how long and how many gates passed; returns how many failed."""
+    print("\n=== what took the time")
+    for outcome in outcomes:
+        print(f"{outcome.seconds:8.1f} s  {outcome.name:24} {'passed' if outcome.passed else 'FAILED'}")
+        for step, seconds in outcome.steps:
+            print(f"{seconds:12.1f} s  {step}")
+    print(f"{sum(outcome.seconds for outcome in outcomes):8.1f} s  in all")
+    failed = sum(not outcome.passed for outcome in outcomes)
+    print(f"{len(outcomes) - failed} passed, {failed} failed", flush=True)
+    return failed
 
 
 def main() -> int:
@@ -148,18 +252,24 @@ def main() -> int:
     unknown = [name for name in args.gates if name not in GATES]
     if unknown:
         parser.error(f"there is no gate {', '.join(unknown)}; there are {', '.join(GATES)}")
+
+    # What stops a CI job ends as Ctrl-C does: with everything brought down. In a shell's background job SIGINT is ignored,
+    # and would be by all that is started here.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     outcomes: list[Outcome] = []
-    for name in args.gates or GATES:
-        outcomes.append(pass_through(name))
-        if not outcomes[-1].passed and not args.keep_going:
-            break
-    shutil.rmtree(ROOT / ".ansible", ignore_errors=True)
-    print("\n=== what took the time")
-    for outcome in sorted(outcomes, key=lambda one: -one.seconds):
-        print(f"{outcome.seconds:8.0f} s  {outcome.name:12} {'passed' if outcome.passed else 'FAILED'}")
-    failed = sum(not outcome.passed for outcome in outcomes)
-    print(f"{len(outcomes) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+    try:
+        with docker_as_found():
+            for name in args.gates or GATES:
+                outcomes.append(Outcome(name))
+                pass_through(outcomes[-1])
+                if not outcomes[-1].passed and not args.keep_going:
+                    break
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    finally:
+        shutil.rmtree(ROOT / ".ansible", ignore_errors=True)
+    return 1 if report(outcomes) else 0
 
 
 if __name__ == "__main__":

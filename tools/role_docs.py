@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Writes docs/roles/<role>.md from each role's meta/argument_specs.yml.
 
 tools/role_docs.py            write them

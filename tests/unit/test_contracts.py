@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import subprocess
 import typing as t
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
-MODULES = sorted(path for path in (ROOT / "plugins" / "modules").glob("*.py"))
+MODULES = sorted((ROOT / "plugins" / "modules").glob("*.py"))
 SCENARIOS = sorted(path.parent for path in (ROOT / "molecule").glob("*/molecule.yml"))
+PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
+PAGES = sorted(
+    {path for glob in ("*.md", "[a-z]*/README.md", "[a-z]*/*/README.md", "docs/**/*.md") for path in ROOT.glob(glob)}
+)
+INVENTORIES = [ROOT / "inventories" / "lab", ROOT / "inventories" / "active_passive", ROOT / "molecule" / "inventory"]
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+@cache
 def load(path: Path) -> t.Any:
-    return yaml.safe_load(path.read_text())
+    return yaml.load(path.read_text(), Loader=Loader)
 
 
 def normal(value: t.Any) -> t.Any:
@@ -26,50 +37,79 @@ def normal(value: t.Any) -> t.Any:
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
 class TestRole:
-    def test_argument_specs_and_defaults_are_the_same(self, role: Path) -> None:
+    @pytest.fixture
+    def spec(self, role: Path) -> dict[str, t.Any]:
+        return load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]
+
+    @pytest.fixture
+    def options(self, spec: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
+        return spec["options"]
+
+    def test_argument_specs_and_defaults_are_the_same(self, role: Path, options: dict[str, t.Any]) -> None:
         defaults = load(role / "defaults" / "main.yml")
-        options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
         documented = {name: normal(option["default"]) for name, option in options.items() if "default" in option}
         assert documented == {name: normal(value) for name, value in defaults.items()}
-        undefined = [name for name, option in options.items() if "default" not in option and name not in defaults]
-        assert all(options[name].get("required") or not options[name].get("default") for name in undefined)
 
-    def test_variables_carry_the_roles_name(self, role: Path) -> None:
-        options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    def test_variables_carry_the_roles_name(self, role: Path, options: dict[str, t.Any]) -> None:
         assert [name for name in options if not name.startswith(f"{role.name}_")] == []
+        path = role / "vars" / "main.yml"
+        internal = load(path) if path.exists() else {}
+        assert [name for name in internal if not name.startswith(f"__{role.name}_")] == []
 
-    def test_every_option_is_described_and_typed(self, role: Path) -> None:
-        spec = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]
-        assert spec["short_description"] and spec["description"]
+    def test_every_option_is_described_and_typed(self, role: Path, spec: dict[str, t.Any]) -> None:
+        assert spec["short_description"] and isinstance(spec["description"], list)
+        assert not spec["short_description"].endswith(".")
         for name, option in spec["options"].items():
             assert option["description"], name
+            assert option["type"] in ("bool", "dict", "float", "int", "list", "path", "raw", "str"), name
             assert option["type"] != "list" or "elements" in option, name
 
-    def test_it_has_a_readme_and_a_scenario_with_tests(self, role: Path) -> None:
-        assert (role / "README.md").exists()
-        assert list((ROOT / "molecule" / role.name / "tests").glob("test_*.py"))
+    def test_what_may_be_secret_is_marked(self, role: Path, options: dict[str, t.Any]) -> None:
+        secret = [name for name in options if name.endswith(("_password", "_api_key", "_secret", "_token"))]
+        public = {"etcd_cluster_token"}
+        assert [name for name in secret if name not in public and not options[name].get("no_log")] == []
 
-    def test_what_may_be_secret_is_marked(self, role: Path) -> None:
-        options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
-        secret = [name for name in options if name.endswith(("_password", "_api_key"))]
-        assert [name for name in secret if not options[name].get("no_log")] == []
+    def test_every_option_is_used(self, role: Path, options: dict[str, t.Any]) -> None:
+        folders = ("defaults", "vars", "tasks", "templates", "handlers")
+        files = [path for folder in folders for path in (role / folder).rglob("*") if path.is_file()]
+        # Comments and a default's own name are no use.
+        lines = [line for path in files for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+        text = "\n".join(re.sub(r"^[a-z0-9_]+:", "", line) for line in lines)
+        assert [name for name in options if not re.search(rf"\b{name}\b", text)] == []
+
+    def test_it_has_a_readme_and_metadata(self, role: Path) -> None:
+        assert (role / "README.md").exists()
+        info = load(role / "meta" / "main.yml")["galaxy_info"]
+        assert info["license"] == "GPL-3.0-or-later" and info["min_ansible_version"] and info["description"]
+        releases = {platform["name"]: set(platform["versions"]) for platform in info["platforms"]}
+        assert releases == {"Debian": {"bookworm"}, "Ubuntu": {"jammy", "noble"}}
+
+    def test_it_has_a_scenario_with_tests(self, role: Path) -> None:
+        assert list((ROOT / "molecule" / role.name / "tests").glob("test_*.py"))
 
     def test_main_fits_a_screen(self, role: Path) -> None:
         assert len((role / "tasks" / "main.yml").read_text().splitlines()) <= 40
+
+    def test_site_deploys_it(self, role: Path) -> None:
+        deployed = {entry["role"] for play in load(ROOT / "playbooks" / "site.yml") for entry in play.get("roles", [])}
+        assert f"shannon.resilience.{role.name}" in deployed
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_a_module_documents_check_and_diff_mode(module: Path) -> None:
     text = module.read_text()
-    documentation = yaml.safe_load(re.search(r'^DOCUMENTATION = r"""\n(.*?)^"""', text, re.S | re.M).group(1))
+    found = re.search(r'^DOCUMENTATION = r"""\n(.*?)^"""', text, re.DOTALL | re.MULTILINE)
+    assert found, "DOCUMENTATION"
+    documentation = yaml.load(found.group(1), Loader=Loader)
     assert documentation["module"] == module.stem
     assert {"check_mode", "diff_mode"} <= set(documentation["attributes"])
     assert "EXAMPLES = r" in text and "RETURN = r" in text
+    assert text.startswith("#!/usr/bin/python\n")
 
 
 def test_the_action_group_lists_exactly_the_modules() -> None:
     listed = load(ROOT / "meta" / "runtime.yml")["action_groups"]["all"]
-    assert sorted(listed) == [module.stem for module in MODULES]
+    assert listed == [module.stem for module in MODULES]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plugins").rglob("*.py")), ids=lambda path: path.stem)
@@ -80,14 +120,39 @@ def test_a_plugin_carries_its_licence(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plugins" / "module_utils").glob("*.py")), ids=lambda path: path.stem)
 def test_the_library_imports_no_ansible(path: Path) -> None:
-    assert not re.search(r"^\s*(from|import) ansible", path.read_text(), re.M)
+    assert not re.search(r"^\s*(from|import) ansible", path.read_text(), re.MULTILINE)
+
+
+def texts() -> t.Iterator[tuple[Path, str]]:
+    """The text files that git has or would take."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, done.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".svg", ".png"):
+            yield path.relative_to(ROOT), path.read_text()
 
 
 def test_only_the_labs_definition_knows_its_addresses() -> None:
-    network = re.compile(r"198\.18\.0\.\d")
-    folders = ("inventories", "playbooks", "plugins", "roles", "tools")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-    assert [str(path) for path in files if ".secrets" not in path.parts and network.search(path.read_text())] == []
+    subnet = ipaddress.ip_network(load(ROOT / "lab" / "definition.json")["network"]["subnet"])
+    address = re.compile(r"\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b")
+
+    def inside(text: str) -> bool:
+        try:
+            return ipaddress.ip_address(text) in subnet
+        except ValueError:
+            return False
+
+    knowing = [
+        str(path)
+        for path, text in texts()
+        if path.parts[0] != "tests" and any(inside(match) for match in address.findall(text))
+    ]
+    assert knowing == ["lab/definition.json"]
+
+
+def test_the_secrets_of_an_inventory_are_ignored_by_git() -> None:
+    assert [str(path) for path, text in texts() if ".secrets" in path.parts or "PRIVATE KEY-----\n" in text] == []
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.name)
@@ -96,14 +161,80 @@ def test_a_scenario_converges_and_verifies(scenario: Path) -> None:
     assert list((scenario / "tests").glob("test_*.py"))
 
 
-@pytest.mark.parametrize("name", ["lab", "active_passive"])
-def test_an_inventory_has_a_topology_of_its_own(name: str) -> None:
-    topology = load(ROOT / "inventories" / name / "group_vars" / "all" / "topology.yml")
-    assert set(topology["cells"]["main"]) == {"home"}
-    assert topology["cells"]["main"]["home"] in topology["regions"]
+def groups_of(inventory: Path) -> dict[str, set[str]]:
+    """The groups of an inventory to their hosts, children counted."""
+    tree = load(inventory / "hosts.yml")
+    tree = tree["all"]["children"] if set(tree) == {"all"} else tree
+
+    def hosts(name: str) -> set[str]:
+        group = tree.get(name) or {}
+        return set(group.get("hosts") or {}).union(*(hosts(child) for child in group.get("children") or {}))
+
+    return {name: hosts(name) for name in tree}
 
 
-def test_the_readme_names_every_verb() -> None:
+@pytest.mark.parametrize("inventory", INVENTORIES, ids=lambda path: f"{path.parent.name}-{path.name}")
+class TestInventory:
+    def test_each_host_is_in_exactly_one_region(self, inventory: Path) -> None:
+        groups = groups_of(inventory)
+        sites = [hosts for name, hosts in groups.items() if name.startswith("region_") or name == "witness"]
+        every = set().union(*groups.values())
+        assert {host: sum(host in site for site in sites) for host in every} == dict.fromkeys(every, 1)
+
+    def test_its_regions_are_those_of_its_topology(self, inventory: Path) -> None:
+        topology = load(inventory / "group_vars" / "all" / "topology.yml")
+        regions = {name.removeprefix("region_") for name in groups_of(inventory) if name.startswith("region_")}
+        assert set(topology["regions"]) == regions
+        assert {cell["home"] for cell in topology["cells"].values()} <= regions
+
+    def test_every_component_that_has_a_role_has_hosts(self, inventory: Path) -> None:
+        groups = groups_of(inventory)
+        components = {role.name for role in ROLES} - {"common", "pki"}
+        assert {name for name in components if not groups.get(name)} == set()
+
+
+def test_the_example_has_the_shape_of_the_lab() -> None:
+    lab, example = (groups_of(path) for path in INVENTORIES[:2])
+    # How the lab's hosts are reached is its own business.
+    assert {name: hosts for name, hosts in lab.items() if not name.startswith("lab_")} == example
+
+
+def test_the_scenarios_inventory_has_the_platforms() -> None:
+    platforms = {platform["name"] for platform in load(ROOT / ".config" / "molecule" / "config.yml")["platforms"]}
+    assert set().union(*groups_of(ROOT / "molecule" / "inventory").values()) == platforms
+
+
+def test_the_readme_names_every_verb_and_no_other() -> None:
     readme = (ROOT / "README.md").read_text()
-    verbs = [path.name for path in (ROOT / "playbooks").glob("*.yml")]
-    assert [verb for verb in verbs if f"playbooks/{verb}" not in readme] == []
+    assert set(re.findall(r"playbooks/([a-z_]+\.yml)", readme)) == {path.name for path in PLAYBOOKS}
+
+
+def test_the_readme_names_every_tag_of_site() -> None:
+    plays = load(ROOT / "playbooks" / "site.yml")
+    tags = {tag for play in plays for entry in play.get("roles", []) for tag in entry["tags"]}
+    row = next(
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `playbooks/site.yml`")
+    )
+    assert {tag for tag in tags if f"`{tag}`" not in row} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def pins(path: Path) -> dict[str, str]:
+    """The packages of a requirements file to their exact versions."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    found = [re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([0-9][^\s]*)", line) for line in lines if line]
+    assert all(found), f"{path.name} has a line that pins nothing"
+    return {match[1].lower(): match[2] for match in found if match}
+
+
+def test_requirements_are_pinned_once_and_fit_what_is_deployed() -> None:
+    wanted = SimpleNamespace(**{name.replace("-", "_"): pin for name, pin in pins(ROOT / "requirements.txt").items()})
+    assert wanted.ansible_core.startswith("2.19.")
+    server = load(ROOT / "lab" / "definition.json")["qdrant"]["npm_package"].rpartition("@")[2]
+    minor = [int(version.split(".")[1]) for version in (server, wanted.qdrant_client)]
+    assert abs(minor[0] - minor[1]) <= 1

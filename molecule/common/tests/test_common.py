@@ -39,6 +39,13 @@ def test_a_port_of_the_topology_is_open_to_its_hosts(host, listener):
     assert asked_by_the_witness(6379) == "200"
 
 
+def test_ssh_is_open(host, listener):
+    if not host.socket("tcp://0.0.0.0:22").is_listening:
+        listener(22)
+    witness = testinfra.get_host("docker://mw1")
+    witness.run_expect([0], "timeout 3 bash -c '</dev/tcp/198.18.4.11/22'")
+
+
 def test_any_other_port_is_closed(host, listener):
     listener(9999)
     assert asked_by_the_witness(9999) == "000"

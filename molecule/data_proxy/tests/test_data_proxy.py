@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import pathlib
 import time
+
+import pytest
+import yaml
 
 testinfra_hosts = ["ma1", "ma2", "mb1"]
 PKI = "/etc/shannon/pki"
 REDIS = f"redis-cli -h localhost -p 16379 --tls --cacert {PKI}/ca.crt --cert {PKI}/host.crt --key {PKI}/host.key"
+
+
+@pytest.fixture(scope="module")
+def monitor_password():
+    """Of the Redis user that may only look."""
+    path = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "secrets" / "secrets.yml"
+    return yaml.safe_load(path.read_text())["redis_monitor"]
 
 
 def servers(host):
@@ -36,9 +48,22 @@ def test_only_the_primary_of_redis_takes_clients(host):
     raise AssertionError(f"expected ma1 alone to be up, got {found}")
 
 
-def test_what_is_not_there_is_down(host):
-    found = {name: state for (proxy, name), state in servers(host).items() if proxy == "main_postgres_primary"}
-    assert {state.split()[0] for name, state in found.items() if name.startswith("m")} == {"DOWN"}
+@pytest.mark.parametrize("proxy", ["main_postgres_primary", "main_postgres_replicas", "qdrant_http", "qdrant_grpc"])
+def test_what_is_not_there_is_down(host, proxy):
+    found = {name: state for (of, name), state in servers(host).items() if of == proxy and name.startswith("m")}
+    assert found
+    assert {state.split()[0] for state in found.values()} == {"DOWN"}
+
+
+def test_a_client_reaches_the_primary_from_every_host(host, monitor_password):
+    said = host.check_output(
+        f"REDISCLI_AUTH={monitor_password} {REDIS} --no-auth-warning --user monitor INFO replication"
+    )
+    assert "role:master" in said
+
+
+def test_the_password_is_not_in_the_configuration_as_it_is_written(host, monitor_password):
+    assert monitor_password not in host.file("/etc/shannon/data_proxy/haproxy.cfg").content_string
 
 
 def test_a_client_comes_through_and_verifies_the_name(host):

@@ -82,7 +82,6 @@ def test_without_a_certificate_or_tls_nothing_answers(host, port):
 def test_the_monitoring_user_sees_roles_and_nothing_else(host, passwords):
     listed = admin(host, passwords, "ACL GETUSER monitor")
     assert "+info" in listed and "+@all" not in listed
-    assert "-@dangerous" in admin(host, passwords, "ACL GETUSER app")
     assert "off" in admin(host, passwords, "ACL GETUSER default")
 
 
