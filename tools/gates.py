@@ -253,8 +253,8 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no gate {', '.join(unknown)}; there are {', '.join(GATES)}")
 
-    # What stops a CI job ends as Ctrl-C does: with everything brought down. In a shell's background job SIGINT is ignored,
-    # and would be by all that is started here.
+    # What stops a CI job ends as Ctrl-C does: with everything brought down. In a shell's background job SIGINT is
+    # ignored, and would be by all that is started here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     outcomes: list[Outcome] = []

@@ -31,6 +31,6 @@ class ActionModule(ActionBase):
         for name in args["hosts"]:
             variables = task_vars["hostvars"][name]
             endpoints[name] = (str(variables.get("ansible_host", name)), int(variables.get("ansible_port") or 22))
-        reachable, unreachable = probe(endpoints, args["timeout"])
-        result.update(changed=False, reachable=reachable, unreachable=unreachable)
+        reachable, silent = probe(endpoints, args["timeout"])
+        result.update(changed=False, reachable=reachable, silent=silent)
         return result

@@ -129,9 +129,9 @@ EXAMPLES = r"""
       - name: main
         role: standby
         members:
-          - {name: b1, address: 198.18.0.21}
-          - {name: b2, address: 198.18.0.22}
-        upstream_hosts: [198.18.0.11, 198.18.0.12, 198.18.0.13]
+          - {name: b1, address: 192.0.2.21}
+          - {name: b2, address: 192.0.2.22}
+        upstream_hosts: [192.0.2.11, 192.0.2.12, 192.0.2.13]
         slot: region_b
         settings: {ttl: 20, loop_wait: 5, retry_timeout: 7}
 """

@@ -48,7 +48,7 @@ reachable:
   returned: success
   type: list
   elements: str
-unreachable:
+silent:
   description: For each host that did not, what happened instead.
   returned: success
   type: dict

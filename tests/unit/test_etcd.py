@@ -151,7 +151,8 @@ def test_without_a_quorum_the_error_names_each_member_and_what_it_said(
     said = [caught.value.members[endpoint] for endpoint in cluster.endpoints]
     assert "no answer in time" in said[0]
     assert "RemoteDisconnected" in said[1]
-    assert said[2] == "it runs but knows no leader"
+    # What it says of itself, or, when it was the one asked first, what it answered.
+    assert said[2] in ("it runs but knows no leader", "HTTP 503: 'etcdserver: request timed out'")
     assert str(caught.value).startswith("the registry has no quorum")
 
 
