@@ -43,7 +43,12 @@ def attempt(
     options: dict[str, t.Any] = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, timeout=timeout, env={**os.environ, **(environment or {})}, **options
+            list(argv),
+            capture_output=True,
+            check=False,
+            timeout=timeout,
+            env={**os.environ, **(environment or {})},
+            **options,
         )
     except FileNotFoundError:
         return subprocess.CompletedProcess(list(argv), 127, "", f"{argv[0]}: command not found")

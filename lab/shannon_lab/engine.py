@@ -88,7 +88,7 @@ def _install() -> None:
 def process_name(pid: int) -> str | None:
     """The name of a process, or None when there is none with this id, or it has ended and nobody reaped it yet."""
     try:
-        head, _, rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        head, _bracket, rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:
         return None
     return None if rest.split()[0] in ("Z", "X") else head.partition("(")[2]

@@ -179,7 +179,7 @@ def _known_keys(definition: Definition) -> dict[str, str]:
         return {}
     known: dict[str, str] = {}
     for line in definition.known_hosts.read_text(encoding="utf-8").splitlines():
-        names, _, key = line.partition(" ")
+        names, _space, key = line.partition(" ")
         name = names.rpartition(",")[2]
         if name in definition.hosts:
             known[name] = key

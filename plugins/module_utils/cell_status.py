@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 
 from .errors import ResilienceError
 
-Answer = dict[str, t.Any] | ResilienceError
+Answer: t.TypeAlias = "dict[str, t.Any] | ResilienceError"
 
 #: Patroni's words for a replica that receives WAL.
 STREAMING_STATES = ("streaming", "in archive recovery")

@@ -27,7 +27,9 @@ def keys(host):
 
 
 def ask(host, key, path, options=""):
-    return json.loads(host.check_output(f"curl -s -m 10 {TLS} -H 'api-key: {key}' {options} https://localhost:6333{path}"))
+    return json.loads(
+        host.check_output(f"curl -s -m 10 {TLS} -H 'api-key: {key}' {options} https://localhost:6333{path}")
+    )
 
 
 def status(host, path, options=""):
@@ -70,7 +72,8 @@ def test_without_a_key_nothing_is_read(host):
 def test_the_read_only_key_cannot_write(host, keys):
     header = f"{TLS} -H 'api-key: {keys['read_only_api_key']}'"
     assert status(host, "/collections", header) == "200"
-    assert status(host, "/collections/x", f"{header} -X PUT -H 'Content-Type: application/json' -d '{{}}'") in ("401", "403")
+    write = f"{header} -X PUT -H 'Content-Type: application/json' -d '{{}}'"
+    assert status(host, "/collections/x", write) in ("401", "403")
 
 
 def test_without_a_certificate_or_tls_nothing_answers(host, keys):
