@@ -53,27 +53,36 @@ class Failed(Exception):
     """A command of a gate failed."""
 
 
-def run(*command: str | Path, cwd: Path = ROOT, **extra: str) -> None:
-    """Run one command of a gate, its output going straight to the terminal.
+def run(*command: str | Path, cwd: Path = ROOT, capture: bool = False, **extra: str) -> str:
+    """Run one command of a gate, its output going straight to the terminal; returns it if it was to be captured.
 
     It gets a process group of its own, so that nothing of it outlives a gate that was interrupted or took too long.
     """
     words = [str(word) for word in command]
     print(f"$ {shlex.join(words)}", flush=True)
     started = time.monotonic()
-    with subprocess.Popen(words, cwd=cwd, env={**ENVIRONMENT, **extra}, start_new_session=True) as process:
+    said = ""
+    with subprocess.Popen(
+        words,
+        cwd=cwd,
+        env={**ENVIRONMENT, **extra},
+        start_new_session=True,
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+    ) as process:
         try:
-            code = process.wait(LONGEST)
+            said = process.communicate(timeout=LONGEST)[0] or ""
         except subprocess.TimeoutExpired as exc:
             raise Failed(f"{words[0]} took longer than {LONGEST // 60} minutes") from exc
         finally:
             end(process)
-    print(f"  ({time.monotonic() - started:.1f} s)", flush=True)
-    if code:
-        raise Failed(f"{shlex.join(words)} ended with {code}")
+    print(f"{said}  ({time.monotonic() - started:.1f} s)", flush=True)
+    if process.returncode:
+        raise Failed(f"{shlex.join(words)} ended with {process.returncode}")
+    return said
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[str]) -> None:
     """See to it that a command that still runs, and all that it started, end."""
     if process.poll() is not None:
         return
@@ -126,11 +135,20 @@ def package(_outcome: Outcome) -> None:
         litter = in_archive(archive) - known_to_git()
         if litter:
             raise Failed(f"the archive holds what git does not know, see build_ignore in galaxy.yml: {sorted(litter)}")
-        run("ansible-galaxy", "collection", "install", "--no-deps", "--offline", archive, "-p", scratch)
-        there = {"ANSIBLE_COLLECTIONS_PATH": scratch, "PAGER": "cat"}
+        # The environment has the checkout as an installed collection already.
+        run("ansible-galaxy", "collection", "install", "--force", "--no-deps", "--offline", archive, "-p", scratch)
+        there = {
+            "ANSIBLE_COLLECTIONS_PATH": scratch,
+            "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
+            "PAGER": "cat",
+        }
+        installed = place / "ansible_collections" / "shannon" / "resilience"
         for inventory in ("lab", "active_passive"):
-            path = place / "ansible_collections/shannon/resilience/inventories" / inventory
-            run("ansible-playbook", "-i", path, "--syntax-check", "shannon.resilience.site", cwd=place, **there)
+            path = installed / "inventories" / inventory
+            said = run("ansible-playbook", "-i", path, "--syntax-check", "shannon.resilience.site", cwd=place,
+                       capture=True, **there)  # fmt: skip
+            if f"playbook: {installed}/playbooks/site.yml" not in said:
+                raise Failed("shannon.resilience.site is not the playbook that was installed")
         run("ansible-doc", "--list", "shannon.resilience", cwd=place, **there)
         run("ansible-doc", "-t", "role", "--list", "shannon.resilience", cwd=place, **there)
 
@@ -253,8 +271,8 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no gate {', '.join(unknown)}; there are {', '.join(GATES)}")
 
-    # What stops a CI job ends as Ctrl-C does: with everything brought down. In a shell's background job SIGINT is
-    # ignored, and would be by all that is started here.
+    # What stops a CI job ends as Ctrl-C does: with everything brought down. In a shell's background job SIGINT would be
+    # ignored, here and by all that is started from here.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     outcomes: list[Outcome] = []

@@ -25,8 +25,12 @@ def plain(text: str | list[str]) -> str:
     return re.sub(r"\s+", " ", _MARKUP.sub(lambda match: f"`{match.group(1)}`", joined)).strip()
 
 
-def default_of(option: dict[str, t.Any]) -> str:
-    """The default as it stands in the defaults file, on one line."""
+#: A longer default would make the table unreadable.
+LONGEST_DEFAULT = 160
+
+
+def default_of(option: dict[str, t.Any], role: str) -> str:
+    """The default as it stands in the defaults file, on one line; a long one is read there."""
     if option.get("required"):
         return "**required**"
     if "default" not in option:
@@ -35,19 +39,19 @@ def default_of(option: dict[str, t.Any]) -> str:
     text = value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10000).strip()
     text = text.removesuffix("...").strip()
     shown = re.sub(r"\s+", " ", text)
-    if len(shown) > 100:
-        shown = shown[:97] + "..."
+    if len(shown) > LONGEST_DEFAULT:
+        return f"[see there](../../roles/{role}/defaults/main.yml)"
     return f"`{shown}`".replace("|", "\\|") if shown else '`""`'
 
 
-def rows(options: dict[str, dict[str, t.Any]]) -> t.Iterator[str]:
+def rows(options: dict[str, dict[str, t.Any]], role: str) -> t.Iterator[str]:
     """A line of the table for each variable."""
     for name, option in options.items():
         kind = option["type"] + (f" of {option['elements']}" if "elements" in option else "")
         words = plain(option["description"]).replace("|", "\\|")
         if option.get("choices"):
             words += " One of " + ", ".join(f"`{choice}`" for choice in option["choices"]) + "."
-        yield f"| `{name}` | {kind} | {default_of(option)} | {words} |"
+        yield f"| `{name}` | {kind} | {default_of(option, role)} | {words} |"
 
 
 def page(role: Path) -> str:
@@ -65,7 +69,7 @@ def page(role: Path) -> str:
         "",
         "| variable | type | default | meaning |",
         "|---|---|---|---|",
-        *rows(spec.get("options", {})),
+        *rows(spec.get("options", {}), role.name),
     ]
     return "\n".join(lines) + "\n"
 

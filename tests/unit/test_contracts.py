@@ -107,6 +107,24 @@ def test_a_module_documents_check_and_diff_mode(module: Path) -> None:
     assert text.startswith("#!/usr/bin/python\n")
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_a_module_returns_nothing_that_ansible_takes_for_its_own(module: Path) -> None:
+    found = re.search(r'^RETURN = r"""\n(.*?)^"""', module.read_text(), re.DOTALL | re.MULTILINE)
+    assert found, "RETURN"
+    # A non-empty `unreachable`, say, makes Ansible give the host up.
+    reserved = {
+        "failed",
+        "invocation",
+        "exception",
+        "skipped",
+        "unreachable",
+        "ansible_facts",
+        "deprecations",
+        "warnings",
+    }
+    assert reserved & set(yaml.load(found.group(1), Loader=Loader) or {}) == set()
+
+
 def test_the_action_group_lists_exactly_the_modules() -> None:
     listed = load(ROOT / "meta" / "runtime.yml")["action_groups"]["all"]
     assert listed == [module.stem for module in MODULES]

@@ -133,10 +133,11 @@ def test_an_interrupted_run_says_so_and_what_it_was_at(tmp_path: Path) -> None:
         ({"default": ""}, '`""`'),
         ({"default": ["a", "b"]}, "`[a, b]`"),
         ({"default": "{{ x | first }}"}, "`{{ x \\| first }}`"),
+        ({"default": "x" * 200}, "[see there](../../roles/redis/defaults/main.yml)"),
     ],
 )
 def test_a_default_is_shown_as_it_is_written(option: dict[str, t.Any], shown: str) -> None:
-    assert role_docs.default_of(option) == shown
+    assert role_docs.default_of(option, "redis") == shown
 
 
 def test_markup_becomes_code() -> None:
