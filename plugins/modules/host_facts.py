@@ -77,9 +77,12 @@ def os_release(text: str) -> dict[str, str]:
 
 
 def installed(listing: str) -> list[str]:
-    """Names from C(dpkg-query) output whose state is installed."""
+    """Names of the packages whose files are all there, from C(dpkg-query) output; those on hold count as well.
+
+    The second word of a row is what is wanted of the package, its state, and an R when it must be installed anew.
+    """
     rows = (line.split() for line in listing.splitlines())
-    return sorted({row[0].split(":")[0] for row in rows if len(row) == 2 and row[1] == "ii"})
+    return sorted({row[0] for row in rows if len(row) == 2 and len(row[1]) == 2 and row[1][1] == "i"})
 
 
 def memory_mb(meminfo: str) -> int:

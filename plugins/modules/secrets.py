@@ -12,20 +12,22 @@ version_added: "0.1.0"
 description:
   - Returns a value for each of O(names), from the file O(path); what that lacks is generated and added to it.
   - The file is made with mode 0600 in a folder of mode 0700, replaced atomically, and changed under a lock, so that two
-    runs at once end with the same secrets. A file that can't be read is never overwritten.
+    runs at once end with the same secrets. A file that can't be read, or that is empty, is never overwritten.
+  - Secrets of your own go into the file by hand, or into a variable that the caller puts before what this returns, so
+    that Ansible Vault can encrypt them; what such a variable has need not be among O(names).
   - Run it on the controller, with C(no_log=true).
 options:
   path:
-    description: File on the controller; it should be ignored by git.
+    description: File on the controller; it should be ignored by git. Each line is a name, a colon and a quoted value.
     type: path
     required: true
   names:
-    description: Names of the secrets to return.
+    description: Names of the secrets to return; lower case letters, digits and underscores.
     type: list
     elements: str
     required: true
   length:
-    description: Length of a generated secret, of letters and digits.
+    description: Length of a generated secret, of letters and digits; at least 16.
     type: int
     default: 32
 attributes:
@@ -62,18 +64,24 @@ generated:
   elements: str
 """
 
-import fcntl
 import json
 import os
 import re
 import secrets as randomness
+import stat
 import string
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.shannon.resilience.plugins.module_utils import files as disk
+from ansible_collections.shannon.resilience.plugins.module_utils.errors import WaitTimeout
+
 ALPHABET = string.ascii_letters + string.digits
-_LINE = re.compile(r'^([a-z][a-z0-9_]*): "([^"\\]*)"$')
+SHORTEST = 16
+#: Seconds to wait for another run; it holds the lock for milliseconds.
+LOCK_TIMEOUT = 30
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LINE = re.compile(r'([a-z][a-z0-9_]*): ("(?:[^"\\]|\\.)+")')
 
 
 class Unreadable(Exception):
@@ -81,15 +89,22 @@ class Unreadable(Exception):
 
 
 def parse(text: str) -> dict[str, str]:
-    """Names and values of a file that this module wrote: lines of C(name: "value"), comments, or nothing else."""
-    found = {}
+    """Names and values of a file that this module wrote: lines of C(name: "value"), comments, and nothing else."""
+    found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.startswith(("#", "---")):
+        if not line.strip() or line.startswith("#") or line.rstrip() == "---":
             continue
-        match = _LINE.match(line.rstrip())
+        match = _LINE.fullmatch(line.rstrip())
         if not match:
             raise Unreadable(f'line {number} is not of the form name: "value"')
-        found[match.group(1)] = match.group(2)
+        if match.group(1) in found:
+            raise Unreadable(f"line {number} gives {match.group(1)} a second time")
+        try:
+            found[match.group(1)] = json.loads(match.group(2))
+        except ValueError:
+            raise Unreadable(f"the value of line {number} has an escape that JSON does not know") from None
+    if not found:
+        raise Unreadable("it is there, but without a single secret")
     return found
 
 
@@ -106,34 +121,49 @@ def generate(length: int) -> str:
     return "".join(randomness.choice(ALPHABET) for _position in range(length))
 
 
-def ensure(path: str, names: list[str], length: int) -> tuple[dict[str, str], list[str]]:
+def read(path: str) -> dict[str, str]:
+    """The file's secrets; none when there is no file."""
+    if not os.path.lexists(path):
+        return {}
+    if not os.path.exists(path):
+        raise Unreadable(f"it is a link to {os.path.realpath(path)}, which is not there")
+    with open(path, "rb") as handle:
+        content = handle.read()
+    try:
+        return parse(content.decode())
+    except UnicodeDecodeError:
+        raise Unreadable("it is no text") from None
+
+
+def is_exposed(path: str) -> bool:
+    """Whether others than the owner may read or write a file or folder that exists."""
+    return os.path.exists(path) and bool(stat.S_IMODE(os.stat(path).st_mode) & 0o077)
+
+
+def ensure(path: str, names: list[str], length: int) -> tuple[dict[str, str], list[str], bool]:
     """The file's secrets, with the missing ones added to it.
 
-    :returns: all values, and the names that were generated now.
+    :returns: all values, the names that were generated now, and whether the file was closed to others.
     """
-    folder = os.path.dirname(path)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    with open(os.path.join(folder, ".lock"), "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    real = os.path.realpath(path)
+    disk.make_folders(os.path.dirname(real), mode=0o700)
+    with disk.locked(os.path.join(os.path.dirname(real), ".lock"), LOCK_TIMEOUT):
         values = read(path)
+        exposed = is_exposed(real)
         missing = [name for name in names if name not in values]
         if missing:
             values.update({name: generate(length) for name in missing})
-            handle_fd, staged = tempfile.mkstemp(dir=folder, prefix=".secrets-")
-            with os.fdopen(handle_fd, "w", encoding="utf-8") as handle:
-                handle.write(serialise(values))
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.rename(staged, path)
-        return values, missing
+            disk.write(real, serialise(values).encode(), 0o600)
+        elif exposed:
+            os.chmod(real, 0o600)
+        return values, missing, exposed
 
 
-def read(path: str) -> dict[str, str]:
-    """The file's secrets; none when there is no file."""
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as handle:
-        return parse(handle.read())
+def foresee(path: str, names: list[str], length: int) -> tuple[dict[str, str], list[str], bool]:
+    """The same for check mode: nothing is written, and what is missing gets a value that nobody keeps."""
+    values = read(path)
+    missing = [name for name in names if name not in values]
+    return {**values, **{name: generate(length) for name in missing}}, missing, is_exposed(path)
 
 
 def main() -> None:
@@ -145,24 +175,31 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    path, length = module.params["path"], module.params["length"]
-    wanted = module.params["names"]
+    path, length = os.path.abspath(module.params["path"]), module.params["length"]
+    wanted = list(dict.fromkeys(module.params["names"]))
+    bad = [name for name in wanted if not _NAME.fullmatch(name)]
+    if bad:
+        module.fail_json(msg=f"{', '.join(bad)}: a secret's name has lower case letters, digits and underscores only.")
+    if length < SHORTEST:
+        module.fail_json(msg=f"length is {length}; a secret of fewer than {SHORTEST} characters can be guessed.")
     try:
-        if module.check_mode:
-            values = read(path)
-            generated = [name for name in wanted if name not in values]
-            values.update({name: generate(length) for name in generated})
-        else:
-            values, generated = ensure(path, wanted, length)
+        values, generated, exposed = (foresee if module.check_mode else ensure)(path, wanted, length)
     except Unreadable as exc:
         module.fail_json(
             msg=f"{path} can't be read: {exc}. It was left as it is: restore it from a copy, or give the secrets "
             "through the variable shannon_vault. New secrets would lock you out of what is deployed."
         )
+    except WaitTimeout as exc:
+        module.fail_json(msg=f"{exc}. See which process holds it with 'fuser -v' on that file.")
     except OSError as exc:
-        module.fail_json(msg=f"cannot keep the secrets in {path}: {exc.strerror or exc}")
+        module.fail_json(
+            msg=f"cannot keep the secrets in {path}: {exc.filename or ''} {exc.strerror or exc}. Does the folder "
+            "belong to you, and is there room?"
+        )
+    if is_exposed(os.path.dirname(os.path.realpath(path))):
+        module.warn(f"others may look into the folder of {path}; close it with chmod 0700, the file itself has 0600")
     module.exit_json(
-        changed=bool(generated),
+        changed=bool(generated) or exposed,
         generated=generated,
         secrets={name: values[name] for name in wanted},
     )

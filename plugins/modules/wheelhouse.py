@@ -12,8 +12,9 @@ version_added: "0.1.0"
 description:
   - Resolves O(requirements) for the given Python and architecture, downloads the wheels, and packs them into one
     archive that hosts install from with C(pip install --no-index --find-links).
-  - Runs on the controller, with the pip of the Python that runs Ansible. Nothing is downloaded again until the
+  - Runs on the controller, with the pip of the Python that runs this module. Nothing is downloaded again until the
     requirements change.
+  - Conditions in requirements, such as C(python_version < "3.11"), are answered for the hosts, not for the controller.
 options:
   requirements:
     description: Requirements as pip takes them; pin them.
@@ -73,79 +74,74 @@ digest:
   type: str
 """
 
-import fcntl
-import gzip
-import hashlib
-import json
+import importlib.util
 import os
+import re
 import shutil
 import sys
-import tarfile
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
-#: C library versions that wheels on PyPI are built for, up to that of Ubuntu 22.04 (2.35).
-GLIBC_MINORS = (34, 31, 28, 27, 26, 24, 17, 12, 5)
+from ansible_collections.shannon.resilience.plugins.module_utils import files as disk
+from ansible_collections.shannon.resilience.plugins.module_utils import wheels
+from ansible_collections.shannon.resilience.plugins.module_utils.errors import WaitTimeout
 
-
-def digest_of(params: dict[str, object]) -> str:
-    """A short hash of all that decides which wheels are needed."""
-    wanted = {name: params[name] for name in ("requirements", "build", "python", "architecture")}
-    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def platforms(architecture: str) -> list[str]:
-    """Platform tags of wheels that run on the supported distributions."""
-    return [*(f"manylinux_2_{minor}_{architecture}" for minor in GLIBC_MINORS), f"manylinux2014_{architecture}"]
-
-
-def pack(folder: str, archive: str) -> None:
-    """One archive of all wheels, the same bytes for the same wheels."""
-    with (
-        open(archive, "wb") as raw,
-        gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as tar,
-    ):
-        for name in sorted(os.listdir(folder)):
-            entry = tar.gettarinfo(os.path.join(folder, name), arcname=name)
-            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname, entry.mode = 0, 0, 0, "", "", 0o644
-            with open(os.path.join(folder, name), "rb") as handle:
-                tar.addfile(entry, handle)
+#: Seconds that one call of pip may take; a build of an sdist fetches what it is built with.
+PIP_TIMEOUT = 600
+SCRATCH = ".wheels-"
 
 
 def collect(module: AnsibleModule, archive: str) -> None:
     """Download and build into a scratch folder, then put the archive in place in one step."""
     params = module.params
-    scratch = tempfile.mkdtemp(dir=os.path.dirname(archive), prefix=".wheels-")
-    wheels = os.path.join(scratch, "wheels")
-    os.mkdir(wheels)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    dest = os.path.dirname(archive)
+    for name in os.listdir(dest):
+        if name.startswith(SCRATCH):  # the lock is ours, so its run is dead
+            shutil.rmtree(os.path.join(dest, name), ignore_errors=True)
+    scratch = tempfile.mkdtemp(dir=dest, prefix=SCRATCH)
+    folder = os.path.join(scratch, "wheels")
+    os.mkdir(folder)
     try:
         if params["build"]:
-            run(module, [*pip, "wheel", "--no-deps", "--wheel-dir", wheels, *params["build"]])
-        target = [f"--platform={name}" for name in platforms(params["architecture"])]
+            run(module, wheels.build_command(sys.executable, params["build"], folder))
+            bound = sorted(name for name in os.listdir(folder) if not wheels.is_pure(name))
+            if bound:
+                module.fail_json(
+                    msg=f"{', '.join(bound)} runs on this controller only, so it can't be built for the hosts. Take it "
+                    "out of 'build' if it is published as a wheel; else install it on the hosts as a package of the "
+                    "distribution."
+                )
+        shim = os.path.join(scratch, "pip_for_target.py")
+        with open(shim, "w", encoding="utf-8") as handle:
+            handle.write(wheels.SHIM)
         run(
             module,
-            [
-                *pip, "download", "--only-binary=:all:", f"--python-version={params['python']}",
-                "--implementation=cp", *target, f"--find-links={wheels}", f"--dest={wheels}", *params["requirements"],
-            ],
-        )  # fmt: skip
+            wheels.download_command(
+                sys.executable, shim, params["requirements"], params["python"], params["architecture"], folder
+            ),
+        )
         packed = os.path.join(scratch, "archive")
-        pack(wheels, packed)
-        os.rename(packed, archive)
+        wheels.pack(folder, packed)
+        disk.replace(packed, archive)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def has_pip() -> bool:
+    """Whether the Python that runs this can run pip."""
+    return importlib.util.find_spec("pip") is not None
+
+
 def run(module: AnsibleModule, command: list[str]) -> None:
-    code, out, err = module.run_command(["timeout", "600", *command])
+    code, out, err = module.run_command(["timeout", "--kill-after=5", str(PIP_TIMEOUT), *command])
     if code:
+        reason = f"it did not end within {PIP_TIMEOUT} s" if code == 124 else f"exit {code}"
         module.fail_json(
             msg=f"pip could not collect the wheels for Python {module.params['python']} on "
-            f"{module.params['architecture']} (exit {code}). The controller needs a package index for this. "
-            f"It said: {(err or out).strip()[-1500:]}"
+            f"{module.params['architecture']} ({reason}). The controller needs a package index for this (pip's own "
+            "configuration names another), each requirement a wheel for these hosts, and what is published as source "
+            f"only an entry in 'build'. It said: {(err or out).strip()[-1500:]}"
         )
 
 
@@ -160,20 +156,35 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    digest = digest_of(module.params)
-    dest = module.params["dest"]
+    params = module.params
+    if not re.fullmatch(r"3\.\d+", params["python"]):
+        module.fail_json(msg=f'python is {params["python"]!r}; give major and minor version, quoted, such as "3.11".')
+    options = [name for name in [*params["requirements"], *params["build"]] if not re.match(r"[A-Za-z0-9]", name)]
+    if options or not params["requirements"]:
+        module.fail_json(msg=f"requirements: {options or 'none'}; give at least one, and no options of pip.")
+    digest = wheels.digest_of(params)
+    dest = os.path.abspath(params["dest"])
     archive = os.path.join(dest, f"wheels-{digest}.tar.gz")
     changed = not os.path.exists(archive)
     if changed and not module.check_mode:
+        if not has_pip():
+            module.fail_json(
+                msg=f"{sys.executable} on the controller has no pip. Install it (package python3-pip or "
+                "'python -m ensurepip'), or set ansible_python_interpreter of this task to a Python that has it."
+            )
         try:
-            os.makedirs(dest, exist_ok=True)
-            with open(os.path.join(dest, ".lock"), "w", encoding="utf-8") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            disk.make_folders(dest)
+            with disk.locked(os.path.join(dest, ".lock"), 2 * PIP_TIMEOUT):
                 changed = not os.path.exists(archive)  # another run may have been faster
                 if changed:
                     collect(module, archive)
+        except WaitTimeout as exc:
+            module.fail_json(msg=f"{exc}. Is another run of pip stuck on this controller?")
         except OSError as exc:
-            module.fail_json(msg=f"cannot keep wheels in {dest}: {exc.strerror or exc}. Is the disk full?")
+            module.fail_json(
+                msg=f"cannot keep wheels in {dest}: {exc.filename or ''} {exc.strerror or exc}. Does the folder belong "
+                "to you, and is there room?"
+            )
     module.exit_json(changed=changed, archive=archive, digest=digest)
 
 
