@@ -65,6 +65,21 @@ print(json.dumps(found))
 """
 
 
+# Files that anybody may read and that hold one of the given words.
+READABLE = """
+import json, os, pathlib
+found = []
+for top in ("/etc/shannon", "/opt/shannon", "/var/lib/shannon", "/etc/systemd"):
+    for folder, _folders, names in os.walk(top):
+        for path in (pathlib.Path(folder, name) for name in names):
+            if path.is_file() and path.stat().st_mode & 0o004 and path.stat().st_size < 10_000_000:
+                content = path.read_bytes()
+                if any(needle.encode() in content for needle in {needles!r}):
+                    found.append(str(path))
+print(json.dumps(found))
+"""
+
+
 def is_refusal(answer: str) -> bool:
     """Nothing came back, or a word that says no."""
     return (
@@ -132,13 +147,9 @@ def test_secrets_are_in_no_process_list_and_readable_by_nobody_else(deployed: di
     for name in ("a1", "b1"):
         processes = lab.Host(name).sh("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '")
         assert [key for key, value in secrets.items() if value in processes] == []
-        needles = "|".join(secrets.values())
-        readable = lab.Host(name).sh(
-            f"find /etc/shannon /opt/shannon /var/lib/shannon /etc/systemd -xdev -type f -perm /o+r "
-            f"-exec grep -lE '{needles}' {{}} + 2>/dev/null",
-            check=False,
-        )
-        assert readable.strip() == ""
+        # Over standard input, since sudo logs the commands that it runs.
+        source = READABLE.format(needles=list(secrets.values()))
+        assert json.loads(lab.Host(name).python(source)) == []
 
 
 def test_journals_hold_no_secret(deployed: dict[str, float]) -> None:
