@@ -46,7 +46,6 @@ class ImageSource:
     name: str
     base: str
     fallback_release: str
-    fallback_mirror: str
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def _fallback_base(definition: Definition, refresh: bool) -> str:
         archive = str(pathlib.Path(directory) / "base.tar")
         run(
             ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", release, archive]
-            + ([definition.image.fallback_mirror] if engine.distribution() != "debian" else []),
+            # Left out, mmdebstrap takes the release's usual mirror.
+            + ([mirror] if (mirror := os.environ.get("SHANNON_LAB_MIRROR")) else []),
             what=f"make a base image of Debian {release}",
             timeout=900,
         )
