@@ -35,8 +35,8 @@ status: env ## who is what, and how far behind
 lab-down: ## remove the lab, and nothing else
 	python3 lab/lab.py down
 
-test: env ## every gate, the quick ones first; stops at the first that fails
-	python3 tools/gates.py
+test: env ## every gate, the quick ones first; stops at the first that fails (GATES=--keep-going: does not)
+	python3 tools/gates.py $(GATES)
 
 lint: env ## gate: style and correctness of Python and Ansible content
 unit: env ## gate: unit tests

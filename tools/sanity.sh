@@ -36,7 +36,10 @@ controller=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 cd "$target"
 ansible-test sanity --python "$controller" --color no "$@"
 
-# The oldest Python of hosts, where this machine has it: do all modules compile and import there?
+# The oldest Python of hosts, where this machine has it (pyenv's counts): do all modules compile and import there?
+for folder in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.10.*/bin; do
+    if [ -d "$folder" ]; then PATH=$PATH:$folder; fi
+done
 if [ $# -eq 0 ] && python3.10 -c '' 2> /dev/null; then
     ansible-test sanity --test compile --test import --python 3.10 --color no
 fi

@@ -76,12 +76,13 @@ def _fallback_base(definition: Definition, refresh: bool) -> str:
     say(f"making a base image of Debian {release} with mmdebstrap (about half a minute)")
     cache = REPOSITORY / ".cache"
     cache.mkdir(exist_ok=True)
+    mirror = os.environ.get("SHANNON_LAB_MIRROR")
     with tempfile.TemporaryDirectory(dir=cache, prefix="mmdebstrap-") as directory:
         archive = str(pathlib.Path(directory) / "base.tar")
         run(
             ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", release, archive]
             # Left out, mmdebstrap takes the release's usual mirror.
-            + ([mirror] if (mirror := os.environ.get("SHANNON_LAB_MIRROR")) else []),
+            + ([mirror] if mirror else []),
             what=f"make a base image of Debian {release}",
             timeout=900,
         )

@@ -34,7 +34,7 @@ class FakeSystemd:
     def acted(self) -> list[str]:
         return [call for call in self.calls if not call.startswith("show")]
 
-    def run_command(self, _module: t.Any, command: list[str], **_rest: t.Any) -> tuple[int, str, str]:
+    def run_command(self, command: list[str], **_rest: t.Any) -> tuple[int, str, str]:
         assert command[:2] == ["timeout", "--kill-after=5"] and float(command[2]) > 0
         program, verb = command[3], command[4]
         if program == "journalctl":
@@ -65,9 +65,7 @@ class FakeSystemd:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> FakeSystemd:
     fake = FakeSystemd()
-    monkeypatch.setattr(
-        units.AnsibleModule, "run_command", lambda module, command, **rest: fake.run_command(module, command, **rest)
-    )
+    monkeypatch.setattr(units.AnsibleModule, "run_command", fake.run_command)
     monkeypatch.setattr(units, "INTERVAL", 0.01)
     return fake
 

@@ -26,7 +26,7 @@ class FakePip:
         self.built = "built-1-py3-none-any.whl"
         self.code = 0
 
-    def run_command(self, _module: t.Any, command: list[str], **_rest: t.Any) -> tuple[int, str, str]:
+    def run_command(self, command: list[str], **_rest: t.Any) -> tuple[int, str, str]:
         self.calls.append(command)
         folder = next(word.split("=", 1)[1] for word in command if word.startswith(("--wheel-dir=", "--dest=")))
         name = self.built if "wheel" in command else "found-1-cp310-cp310-manylinux2014_x86_64.whl"
@@ -37,11 +37,7 @@ class FakePip:
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
     fake = FakePip()
-    monkeypatch.setattr(
-        wheelhouse.AnsibleModule,
-        "run_command",
-        lambda module, command, **rest: fake.run_command(module, command, **rest),
-    )
+    monkeypatch.setattr(wheelhouse.AnsibleModule, "run_command", fake.run_command)
     return fake
 
 
