@@ -178,18 +178,24 @@ def molecule(outcome: Outcome) -> None:
         raise Failed(f"there is no scenario {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     run(*LAB, "image")
     run(*LAB, "qdrant")
+    failures: list[str] = []
     for number, scenario in enumerate(scenarios, start=1):
         print(f"\n--- scenario {number} of {len(scenarios)}: {scenario}", flush=True)
         started = time.monotonic()
         try:
             run("molecule", "test", "--no-command-borders", "-s", scenario)
-        except BaseException:
+        except BaseException as exc:
             # It does so itself, but not when it was interrupted.
             with contextlib.suppress(Failed):
                 run("molecule", "destroy", "--no-command-borders", "-s", scenario)
-            raise
+            if not isinstance(exc, Failed):
+                raise
+            print(f"--- scenario {scenario} FAILED: {exc}", flush=True)
+            failures.append(scenario)
         finally:
             outcome.steps.append((f"molecule {scenario}", time.monotonic() - started))
+    if failures:
+        raise Failed(f"{len(failures)} of {len(scenarios)} scenarios failed: {', '.join(failures)}")
 
 
 def e2e(_outcome: Outcome) -> None:
