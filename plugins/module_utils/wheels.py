@@ -37,7 +37,26 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 def digest_of(params: t.Mapping[str, t.Any]) -> str:
     """A short hash of all that decides which wheels are needed."""
     wanted = {name: params[name] for name in ("requirements", "build", "python", "architecture")}
+    if params.get("project"):
+        wanted["project"] = [params["project"]["folder"], content_of(params["project"])]
     return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_of(project: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Every file of a project by its path below the root, with its hash; what Python leaves behind does not count.
+
+    :param project: C(root), C(folder) (the project's own), and C(needs) (what else it is built from).
+    """
+    found: dict[str, str] = {}
+    for part in (project["folder"], *project["needs"]):
+        for folder, folders, names in os.walk(os.path.join(project["root"], part)):
+            folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.endswith(".egg-info"))
+            for name in names:
+                path = os.path.join(folder, name)
+                if not name.endswith(".pyc"):
+                    with open(path, "rb") as handle:
+                        found[os.path.relpath(path, project["root"])] = hashlib.sha256(handle.read()).hexdigest()
+    return found
 
 
 def platforms(architecture: str) -> list[str]:

@@ -28,6 +28,27 @@ options:
     type: list
     elements: str
     default: []
+  project:
+    description:
+      - A project on the controller whose wheel is built and put among the others. A change of any of its files makes
+        a new archive.
+      - It is built from a copy, so the checkout stays as it is. It must be pure Python.
+      - What it depends on belongs into O(requirements), pinned.
+    type: dict
+    suboptions:
+      root:
+        description: The folder that the other paths start from.
+        type: path
+        required: true
+      folder:
+        description: The project's folder, which holds its C(pyproject.toml).
+        type: str
+        required: true
+      needs:
+        description: What else it is built from, at the same place relative to the project.
+        type: list
+        elements: str
+        default: []
   python:
     description: Major and minor version of the hosts' Python, such as V(3.11).
     type: str
@@ -56,6 +77,16 @@ EXAMPLES = r"""
   shannon.resilience.wheelhouse:
     requirements: ["patroni[etcd3]==4.1.5"]
     build: [python-etcd==0.4.5]
+    python: "3.11"
+    architecture: x86_64
+    dest: "{{ inventory_dir }}/../../.cache/wheels"
+  delegate_to: localhost
+  become: false
+
+- name: Collect the wheels of a project of one's own
+  shannon.resilience.wheelhouse:
+    project: {root: "{{ playbook_dir }}/..", folder: services, needs: [plugins/module_utils]}
+    requirements: ["httpx==0.28.1"]
     python: "3.11"
     architecture: x86_64
     dest: "{{ inventory_dir }}/../../.cache/wheels"
@@ -103,8 +134,11 @@ def collect(module: AnsibleModule, archive: str) -> None:
     folder = os.path.join(scratch, "wheels")
     os.mkdir(folder)
     try:
-        if params["build"]:
-            run(module, wheels.build_command(sys.executable, params["build"], folder))
+        sources = [*params["build"]]
+        if params["project"]:
+            sources.append(stage(params["project"], os.path.join(scratch, "project")))
+        if sources:
+            run(module, wheels.build_command(sys.executable, sources, folder))
             bound = sorted(name for name in os.listdir(folder) if not wheels.is_pure(name))
             if bound:
                 module.fail_json(
@@ -126,6 +160,15 @@ def collect(module: AnsibleModule, archive: str) -> None:
         disk.replace(packed, archive)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def stage(project: dict, copy: str) -> str:
+    """Copy what a project is built from, since a build leaves its traces; returns the copy of the project itself."""
+    for name in wheels.content_of(project):
+        target = os.path.join(copy, name)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copyfile(os.path.join(project["root"], name), target)
+    return os.path.join(copy, project["folder"])
 
 
 def has_pip() -> bool:
@@ -150,6 +193,14 @@ def main() -> None:
         argument_spec={
             "requirements": {"type": "list", "elements": "str", "required": True},
             "build": {"type": "list", "elements": "str", "default": []},
+            "project": {
+                "type": "dict",
+                "options": {
+                    "root": {"type": "path", "required": True},
+                    "folder": {"type": "str", "required": True},
+                    "needs": {"type": "list", "elements": "str", "default": []},
+                },
+            },
             "python": {"type": "str", "required": True},
             "architecture": {"type": "str", "required": True},
             "dest": {"type": "path", "required": True},
@@ -162,6 +213,12 @@ def main() -> None:
     options = [name for name in [*params["requirements"], *params["build"]] if not re.match(r"[A-Za-z0-9]", name)]
     if options or not params["requirements"]:
         module.fail_json(msg=f"requirements: {options or 'none'}; give at least one, and no options of pip.")
+    project = params["project"]
+    if project and not os.path.isfile(os.path.join(project["root"], project["folder"], "pyproject.toml")):
+        module.fail_json(
+            msg=f"project: {os.path.join(project['root'], project['folder'])} on the controller has no pyproject.toml; "
+            "give the folder of a Python project, relative to 'root'."
+        )
     digest = wheels.digest_of(params)
     dest = os.path.abspath(params["dest"])
     archive = os.path.join(dest, f"wheels-{digest}.tar.gz")

@@ -137,3 +137,47 @@ def test_conditions_are_answered_for_the_hosts(tmp_path: pathlib.Path) -> None:
         for given in answers
     ]
     assert [line.strip() for line in said] == ["True", "False"]
+
+
+def project_in(tmp_path: pathlib.Path) -> dict[str, t.Any]:
+    (tmp_path / "root" / "own" / "src").mkdir(parents=True)
+    (tmp_path / "root" / "library").mkdir()
+    (tmp_path / "root" / "own" / "pyproject.toml").write_text("[project]\nname = 'own'\nversion = '1'\n")
+    (tmp_path / "root" / "library" / "shared.py").write_text("answer = 42\n")
+    return {"root": str(tmp_path / "root"), "folder": "own", "needs": ["library"]}
+
+
+def test_a_project_is_built_from_a_copy_with_what_it_needs(
+    pip: FakePip, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = project_in(tmp_path)
+    (tmp_path / "root" / "library" / "__pycache__").mkdir()
+    (tmp_path / "root" / "library" / "__pycache__" / "shared.pyc").write_text("litter")
+    seen: list[set[str]] = []
+
+    def watch(command: list[str], **rest: t.Any) -> tuple[int, str, str]:
+        if "wheel" in command:
+            copy = pathlib.Path(command[-1])
+            assert copy.name == "own" and str(tmp_path / "root") not in str(copy)
+            seen.append({str(path.relative_to(copy.parent)) for path in copy.parent.rglob("*") if path.is_file()})
+        return pip.run_command(command, **rest)
+
+    monkeypatch.setattr(wheelhouse.AnsibleModule, "run_command", staticmethod(watch))
+    result = run(tmp_path / "kept", requirements=["x==1"], project=project)
+    assert result["changed"] and seen == [{"own/pyproject.toml", "library/shared.py"}]
+
+
+def test_a_change_of_the_projects_files_makes_another_archive(pip: FakePip, tmp_path: pathlib.Path) -> None:
+    project = project_in(tmp_path)
+    first = run(tmp_path / "kept", requirements=["x==1"], project=project)
+    again = run(tmp_path / "kept", requirements=["x==1"], project=project)
+    (tmp_path / "root" / "library" / "shared.py").write_text("answer = 43\n")
+    other = run(tmp_path / "kept", requirements=["x==1"], project=project)
+    assert again["digest"] == first["digest"] and not again["changed"]
+    assert other["digest"] != first["digest"] and other["changed"]
+
+
+def test_a_project_that_is_not_there_is_named(pip: FakePip, tmp_path: pathlib.Path) -> None:
+    project = {"root": str(tmp_path), "folder": "nowhere", "needs": []}
+    result = run(tmp_path / "kept", requirements=["x==1"], project=project)
+    assert result["failed"] and f"{tmp_path}/nowhere on the controller has no pyproject.toml" in result["msg"]
