@@ -71,18 +71,26 @@ def left_behind(path: str, now: float | None = None) -> list[str]:
 
 
 def make_folders(path: str, mode: int = 0o755) -> list[str]:
-    """Make a folder and its parents, with the same mode whatever the umask is.
+    """Make a folder and its parents, with the same mode whatever the umask is; several runs may do so at once.
 
-    :returns: the folders that were made, the outermost first.
+    :returns: the folders that this call made, the outermost first.
     """
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)
+    made = []
     for folder in reversed(missing):
-        os.mkdir(folder)
-        os.chmod(folder, mode)
-    return missing[::-1]
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            # Another run was faster; what else may be there by that name is an error.
+            if not os.path.isdir(folder):
+                raise
+        else:
+            os.chmod(folder, mode)
+            made.append(folder)
+    return made
 
 
 @contextlib.contextmanager

@@ -144,3 +144,17 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: pathlib.Path) -> None:
 def test_bad_arguments_are_refused(path: pathlib.Path, more: dict[str, t.Any], said: str) -> None:
     assert said in run_module(secrets, **{"path": str(path), "names": ["a"], **more})["msg"]
     assert not path.exists()
+
+
+def test_a_folder_that_another_run_makes_meanwhile_is_no_error(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = secrets.disk.os.mkdir
+
+    def slower(folder: str, *rest: int) -> None:
+        make(folder, *rest)
+        make(folder, *rest)  # by the time of our own call it is there
+
+    monkeypatch.setattr(secrets.disk.os, "mkdir", slower)
+    assert secrets.disk.make_folders(str(path.parent)) == []
+    assert path.parent.is_dir()
