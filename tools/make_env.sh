@@ -60,5 +60,9 @@ echo "make env: installing requirements.txt into $venv with $("$python" --versio
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 mkdir -p "$site/ansible_collections/shannon"
 ln -sfn "$PWD" "$site/ansible_collections/shannon/resilience"
+# Likewise the services' packages: the library under the name that it has in their wheel, and the services themselves.
+mkdir -p "$site/shannon"
+ln -sfn "$PWD/plugins/module_utils" "$site/shannon/resilience"
+ln -sfn "$PWD/services/src/shannon/services" "$site/shannon/services"
 touch "$venv/.ready"
 echo "make env: done in $((SECONDS - started)) s"

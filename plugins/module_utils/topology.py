@@ -39,12 +39,20 @@ HOST_PORTS: dict[str, int] = {
     "registry_client": 12379,
     "registry_peer": 12380,
     "qdrant_http": 6333,
-    "qdrant_grpc": 6334,
     "qdrant_p2p": 6335,
     "proxy_qdrant_http": 16333,
-    "proxy_qdrant_grpc": 16334,
     "proxy_stats": 18404,
+    "gateway": 8080,
+    "orchestrator": 50052,
+    "orchestrator_admin": 8081,
+    "orchestrator_metrics": 2112,
+    "llm_service": 8000,
+    "agent_core": 50051,
+    "agent_core_metrics": 2113,
+    "vector_indexer_metrics": 2114,
+    "edge_agent_metrics": 2115,
     "edge_https": 443,
+    "edge_stats": 18405,
 }
 #: Ports of a cell with index 0; every further cell adds CELL_PORT_STEP.
 CELL_PORTS: dict[str, int] = {
@@ -62,8 +70,14 @@ CELL_PORT_STEP = 10
 _HOST_OPENINGS: dict[str, tuple[str, ...]] = {
     "etcd": ("etcd_client", "etcd_peer"),
     "registry": ("registry_client", "registry_peer"),
-    "qdrant": ("qdrant_http", "qdrant_grpc", "qdrant_p2p"),
+    "qdrant": ("qdrant_http", "qdrant_p2p"),
+    "gateway": ("gateway",),
+    "orchestrator": ("orchestrator", "orchestrator_admin", "orchestrator_metrics", "vector_indexer_metrics"),
+    "llm_service": ("llm_service",),
+    "agent_core": ("agent_core", "agent_core_metrics"),
 }
+#: Ports that anybody may reach, by component.
+_PUBLIC_OPENINGS: dict[str, tuple[str, ...]] = {"edge": ("edge_https",)}
 _CELL_OPENINGS: dict[str, tuple[str, ...]] = {"postgres": ("postgres", "patroni"), "redis": ("redis", "sentinel")}
 
 _REGION_NAME = re.compile(r"^[a-z][a-z0-9_]{0,15}$")
@@ -118,8 +132,9 @@ def derive(
 
     :param records: what the registry knows: cell name to C({home, epoch, state}); it outranks C(cells.*.home).
     :returns: C(regions) (list), C(hosts) (name to address, region, components), C(components) (component to region
-        to hosts), C(cells) (list with name, index, home, standbys, epoch, state, ports), C(ports), and C(firewall)
-        (host to the ports that it accepts from the topology's hosts).
+        to hosts), C(cells) (list with name, index, home, standbys, epoch, state, ports), C(ports), C(firewall)
+        (host to the ports that it accepts from the topology's hosts), and C(public) (host to those that it accepts from
+        anywhere).
     """
     records = records or {}
     host_ports = {**HOST_PORTS, **(ports or {})}
@@ -164,6 +179,10 @@ def derive(
         "cells": derived_cells,
         "ports": host_ports,
         "firewall": {host: _openings(facts["components"], host_ports, derived_cells) for host, facts in hosts.items()},
+        "public": {
+            host: sorted(host_ports[port] for name in facts["components"] for port in _PUBLIC_OPENINGS.get(name, ()))
+            for host, facts in hosts.items()
+        },
     }
 
 

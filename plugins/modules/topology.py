@@ -74,6 +74,9 @@ topology:
     firewall:
       description: For each host the TCP ports that it accepts from the other hosts of the topology.
       type: dict
+    public:
+      description: For each host the TCP ports that it accepts from anywhere; those of an edge.
+      type: dict
 problems:
   description: What is wrong, a sentence each.
   returned: always

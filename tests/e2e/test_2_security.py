@@ -15,7 +15,6 @@ LISTENERS = {
     6379: "Redis",
     26379: "Sentinel",
     6333: "Qdrant HTTP",
-    6334: "Qdrant gRPC",
     6335: "Qdrant peers",
     2379: "etcd clients",
     2380: "etcd peers",
@@ -81,14 +80,13 @@ print(json.dumps(found))
 
 
 def is_refusal(answer: str) -> bool:
-    """Nothing came back, or a word that says no."""
+    """Nothing came back, or a word that says no; any other answer means that somebody was spoken with."""
     return (
-        answer == ""
-        or answer.startswith(("refused", "E"))  # PostgreSQL's error message begins with E
-        or "certificate" in answer
-        or " 400 " in answer
-        or "\x15\x03" in answer  # a TLS alert
-        or not any(sign in answer for sign in ("200 OK", "PONG", "etcdserver"))
+        answer in ("", "N")  # PostgreSQL closes, or has no TLS to offer to what it takes for a request
+        or answer.startswith("refused: ")
+        or answer.startswith("E")  # PostgreSQL's error message
+        or answer.startswith("HTTP/1.0 400 ")  # Go's word to those who speak plain HTTP to TLS
+        or answer.startswith("\x15\x03")  # a TLS alert
     )
 
 

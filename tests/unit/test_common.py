@@ -18,6 +18,7 @@ def rules(**changes: t.Any) -> list[str]:
         "common_topology": {
             "hosts": {"a1": {"address": "192.0.2.1"}, "b1": {"address": "192.0.2.2"}},
             "firewall": {"a1": [5432, 6379]},
+            "public": {"a1": []},
         },
         "common_ssh_sources": ["0.0.0.0/0", "::/0"],
         "common_ssh_ports": [22],
@@ -34,7 +35,7 @@ def rules(**changes: t.Any) -> list[str]:
 
 def topology(addresses: list[str], openings: list[int]) -> dict[str, t.Any]:
     hosts = {f"h{number}": {"address": address} for number, address in enumerate(addresses)}
-    return {"hosts": hosts, "firewall": {"a1": openings}}
+    return {"hosts": hosts, "firewall": {"a1": openings}, "public": {"a1": []}}
 
 
 def test_only_the_topologys_hosts_reach_its_ports() -> None:
@@ -43,6 +44,12 @@ def test_only_the_topologys_hosts_reach_its_ports() -> None:
     assert "ip saddr @topology_ip tcp dport { 5432, 6379 } accept" in found
     accepting = [line for line in found if line.endswith("accept") and "5432" in line]
     assert all("@topology_" in line for line in accepting)
+
+
+def test_an_edges_door_is_open_to_everybody() -> None:
+    found = rules(common_topology={**topology(["192.0.2.1"], []), "public": {"a1": [443]}})
+    assert "tcp dport { 443 } accept" in found
+    assert not any(line.startswith("tcp dport") for line in rules())
 
 
 def test_what_is_not_accepted_is_dropped() -> None:

@@ -35,9 +35,7 @@ def sections(**changes: t.Any) -> dict[str, list[str]]:
         "data_proxy_hosts": {host: {"address": f"192.0.2.{n}"} for n, host in enumerate(hosts, 1)},
         "data_proxy_ports": {
             "qdrant_http": 6333,
-            "qdrant_grpc": 6334,
             "proxy_qdrant_http": 16333,
-            "proxy_qdrant_grpc": 16334,
             "proxy_stats": 18404,
         },
         "data_proxy_region": "a",
@@ -150,11 +148,10 @@ def test_a_wrong_answer_of_redis_decides_at_once() -> None:
     assert needed >= shortest
 
 
-def test_qdrant_is_the_own_regions_and_checked_once_for_both_ports() -> None:
+def test_qdrant_is_the_own_regions() -> None:
     found = sections(data_proxy_region="b")
-    assert servers(found["qdrant_http"]) == servers(found["qdrant_grpc"]) == ["b1", "b2"]
+    assert servers(found["qdrant_http"]) == ["b1", "b2"]
     assert "http-check send meth GET uri /readyz" in found["qdrant_http"]
-    assert server(found["qdrant_grpc"], "b1").endswith("track qdrant_http/b1")
 
 
 def test_a_region_without_data_still_reaches_the_primaries() -> None:

@@ -48,7 +48,7 @@ def test_only_the_primary_of_redis_takes_clients(host):
     raise AssertionError(f"expected ma1 alone to be up, got {found}")
 
 
-@pytest.mark.parametrize("proxy", ["main_postgres_primary", "main_postgres_replicas", "qdrant_http", "qdrant_grpc"])
+@pytest.mark.parametrize("proxy", ["main_postgres_primary", "main_postgres_replicas", "qdrant_http"])
 def test_what_is_not_there_is_down(host, proxy):
     found = {name: state for (of, name), state in servers(host).items() if of == proxy and name.startswith("m")}
     assert found
@@ -76,7 +76,7 @@ def test_a_client_without_a_certificate_does_not(host):
 
 
 def test_the_ports_are_on_loopback_only(host):
-    for port in (15432, 15433, 16379, 16333, 16334, 18404):
+    for port in (15432, 15433, 16379, 16333, 18404):
         assert host.socket(f"tcp://127.0.0.1:{port}").is_listening
         assert not host.socket(f"tcp://0.0.0.0:{port}").is_listening
 
