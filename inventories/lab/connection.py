@@ -2,8 +2,8 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the lab's hosts are reached, as an inventory script: over ssh, as a user who may use sudo, with a key of this lab's
-own (lab.py up makes it) and the host keys checked. No address is written here: lab/definition.json holds them all.
+"""How the lab's hosts are reached, as an inventory script: over ssh, as a user with sudo, with a key of this lab's own
+(lab.py up makes it) and the host keys checked. No address is written here: lab/definition.json holds them all.
 
 A script and no group_vars, since what a variable looks up is looked up anew for every task and host.
 """

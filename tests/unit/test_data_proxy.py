@@ -32,7 +32,9 @@ def sections(**changes: t.Any) -> dict[str, list[str]]:
     given = {
         "data_proxy_cells": [{"name": "main", "ports": CELL_PORTS}],
         "data_proxy_members": {"postgres": MEMBERS, "redis": MEMBERS, "qdrant": MEMBERS},
-        "data_proxy_hosts": {host: {"address": f"192.0.2.{n}"} for n, host in enumerate(hosts, 1)},
+        "data_proxy_hosts": {
+            host: {"address": f"192.0.2.{number}", "region": host[0]} for number, host in enumerate(hosts, 1)
+        },
         "data_proxy_ports": {
             "qdrant_http": 6333,
             "proxy_qdrant_http": 16333,
@@ -146,6 +148,13 @@ def test_a_wrong_answer_of_redis_decides_at_once() -> None:
     assert all(" min-recv " in line for line in expects)
     needed = next(int(line.split()[3]) for line in expects if "role:master" in line)
     assert needed >= shortest
+
+
+@pytest.mark.parametrize("section", ["main_postgres_primary", "main_redis_primary"])
+def test_another_regions_primary_is_asked_less_often(section: str) -> None:
+    found = sections(data_proxy_region="b")[section]
+    assert " inter " not in server(found, "b1")
+    assert " inter 2000ms downinter 2000ms" in server(found, "a1")
 
 
 def test_qdrant_is_the_own_regions() -> None:
