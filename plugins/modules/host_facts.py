@@ -58,16 +58,49 @@ host:
     container:
       description: Whether the host is a container, which shares its kernel and clock with others.
       type: bool
+    users:
+      description: Names of the accounts in C(/etc/passwd).
+      type: list
+      elements: str
+    groups:
+      description: Names of the groups in C(/etc/group), each with those who are in it beside their own.
+      type: dict
+    names:
+      description: Lines of C(/etc/hosts) between this collection's markers; empty when there are none.
+      type: list
+      elements: str
+    markers:
+      description:
+        - Files that say what was installed or deployed before, with the SHA-1 of their content, or an empty text for a
+          long one; see C(MARKERS) in the module's source.
+        - One look here saves each role one of its own.
+      type: dict
     time_synchronized:
       description: Whether the clock follows a time source; always false in a container, which can't tell.
       type: bool
 """
 
+import glob
+import hashlib
 import os
 import sys
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
+
+#: What roles leave behind once something is complete.
+MARKERS = (
+    "/opt/shannon/*/.complete",
+    "/opt/shannon/*/*/.complete",
+    "/opt/shannon/*/releases/*/.complete",
+    "/opt/shannon/qdrant/*/qdrant",
+    "/var/lib/shannon/*/started",
+    "/etc/systemd/system/etcd-snapshot@registry.timer",
+)
+LONGEST_NOTE = 65536
+BEGIN = "# BEGIN hosts of the topology (shannon.resilience)"
+END = "# END hosts of the topology (shannon.resilience)"
 
 
 def os_release(text: str) -> dict[str, str]:
@@ -88,6 +121,39 @@ def installed(listing: str) -> list[str]:
 def memory_mb(meminfo: str) -> int:
     """Total memory in MiB, from /proc/meminfo."""
     return next((int(line.split()[1]) // 1024 for line in meminfo.splitlines() if line.startswith("MemTotal:")), 0)
+
+
+def users(passwd: str) -> list[str]:
+    """Names of accounts, from /etc/passwd."""
+    return sorted(line.split(":", 1)[0] for line in passwd.splitlines() if ":" in line)
+
+
+def groups(listing: str) -> dict[str, list[str]]:
+    """Names of groups to their further members, from /etc/group."""
+    rows = (line.split(":") for line in listing.splitlines())
+    return {row[0]: sorted(name for name in row[3].split(",") if name) for row in rows if len(row) == 4}
+
+
+def block(text: str) -> list[str]:
+    """The lines between this collection's markers, from /etc/hosts."""
+    lines = text.splitlines()
+    if BEGIN not in lines or END not in lines:
+        return []
+    return lines[lines.index(BEGIN) + 1 : lines.index(END)]
+
+
+def markers(patterns: t.Iterable[str] = MARKERS) -> dict[str, str]:
+    """Files that match, with the SHA-1 of their content; without it for one that is too long to be a note."""
+    found = {}
+    for path in sorted(name for pattern in patterns for name in glob.glob(pattern)):
+        try:
+            with open(path, "rb") as handle:
+                content = handle.read(LONGEST_NOTE + 1)
+        except OSError:
+            continue
+        is_note = len(content) <= LONGEST_NOTE
+        found[path] = hashlib.sha1(content, usedforsecurity=False).hexdigest() if is_note else ""
+    return found
 
 
 def _read(path: str) -> str:
@@ -115,6 +181,10 @@ def gather(module: AnsibleModule) -> dict[str, t.Any]:
         "packages": installed(_output(module, "dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n")),
         "memory_mb": memory_mb(_read("/proc/meminfo")),
         "container": container,
+        "users": users(_read("/etc/passwd")),
+        "groups": groups(_read("/etc/group")),
+        "names": block(_read("/etc/hosts")),
+        "markers": markers(),
         # A container has the clock of the host that carries it, and nothing inside can tell what that one follows.
         "time_synchronized": not container
         and _output(module, "timedatectl", "show", "-p", "NTPSynchronized").strip().endswith("=yes"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pathlib
 import sys
 import typing as t
 
@@ -18,6 +20,10 @@ ANSWERS = {
 FILES = {
     "/etc/os-release": 'PRETTY_NAME="Debian GNU/Linux 12"\n# comment\nID=debian\nVERSION_ID="12"\n',
     "/proc/meminfo": "MemTotal:        2048000 kB\nMemFree: 1 kB\n",
+    "/etc/passwd": "root:x:0:0::/root:/bin/sh\nqdrant:x:998:998::/var/lib/shannon/qdrant:/usr/sbin/nologin\n",
+    "/etc/group": "root:x:0:\nshannon-tls:x:997:qdrant,etcd\nbroken\n",
+    "/etc/hosts": "127.0.0.1 localhost\n# BEGIN hosts of the topology (shannon.resilience)\n192.0.2.1 a1\n192.0.2.2 a2\n"
+    "# END hosts of the topology (shannon.resilience)\n192.0.2.9 other\n",
 }
 
 
@@ -71,3 +77,33 @@ def test_a_host_without_the_tools_gives_empty_facts(answers: dict[str, str]) -> 
 def test_a_file_that_is_not_there_is_empty(tmp_path: t.Any) -> None:
     assert host_facts._read(str(tmp_path / "nothing")) == ""
     assert host_facts.memory_mb("") == 0 and host_facts.os_release("") == {}
+
+
+def test_accounts_groups_and_names(answers: dict[str, str]) -> None:
+    found = facts()
+    assert found["users"] == ["qdrant", "root"]
+    assert found["groups"] == {"root": [], "shannon-tls": ["etcd", "qdrant"]}
+    assert found["names"] == ["192.0.2.1 a1", "192.0.2.2 a2"]
+
+
+def test_without_markers_there_are_no_names() -> None:
+    assert host_facts.block("127.0.0.1 localhost\n") == []
+    assert host_facts.block(host_facts.BEGIN + "\n192.0.2.1 a1\n") == []
+
+
+def test_markers_say_what_is_there_and_what_notes_hold(tmp_path: t.Any) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / ".complete").write_text("")
+    (tmp_path / "started").write_text("a note")
+    (tmp_path / "binary").write_bytes(b"x" * (host_facts.LONGEST_NOTE + 1))
+    found = host_facts.markers([f"{tmp_path}/*/.complete", f"{tmp_path}/started", f"{tmp_path}/binary", "/nowhere/*"])
+    assert found == {
+        f"{tmp_path}/one/.complete": hashlib.sha1(b"").hexdigest(),
+        f"{tmp_path}/started": hashlib.sha1(b"a note").hexdigest(),
+        f"{tmp_path}/binary": "",
+    }
+
+
+def test_the_markers_of_the_block_are_those_that_the_role_writes() -> None:
+    role = pathlib.Path(host_facts.__file__).resolve().parents[2] / "roles" / "common" / "tasks" / "configure.yml"
+    assert host_facts.BEGIN.replace("BEGIN", "{mark}") in role.read_text()
