@@ -88,7 +88,6 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-
 #: What roles leave behind once something is complete.
 MARKERS = (
     "/opt/shannon/*/.complete",
