@@ -22,8 +22,8 @@ FILES = {
     "/proc/meminfo": "MemTotal:        2048000 kB\nMemFree: 1 kB\n",
     "/etc/passwd": "root:x:0:0::/root:/bin/sh\nqdrant:x:998:998::/var/lib/shannon/qdrant:/usr/sbin/nologin\n",
     "/etc/group": "root:x:0:\nshannon-tls:x:997:qdrant,etcd\nbroken\n",
-    "/etc/hosts": "127.0.0.1 localhost\n# BEGIN hosts of the topology (shannon.resilience)\n192.0.2.1 a1\n192.0.2.2 a2\n"
-    "# END hosts of the topology (shannon.resilience)\n192.0.2.9 other\n",
+    "/etc/hosts": "127.0.0.1 localhost\n# BEGIN hosts of the topology (shannon.resilience)\n"
+    "192.0.2.1 a1\n192.0.2.2 a2\n# END hosts of the topology (shannon.resilience)\n192.0.2.9 other\n",
 }
 
 
