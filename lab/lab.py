@@ -57,9 +57,11 @@ def up(lab: definition.Definition) -> None:
         preflight.check_memory(lab, starting, preflight.MEMORY.read_text())
         preflight.check_disk(lab, starting, info.get("DockerRootDir", "/var/lib/docker"))
 
+    missing = any(host.container not in found for host in lab.hosts.values())
+    if qdrant.needs_image(lab):
+        image.ensure(lab)
     with ThreadPoolExecutor(max_workers=1) as pool:
         archive = pool.submit(qdrant.ensure, lab)
-        missing = any(host.container not in found for host in lab.hosts.values())
         reference = image.ensure(lab) if missing else None
         archive.result()
 

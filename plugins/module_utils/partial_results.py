@@ -110,13 +110,12 @@ class Aggregate:
         return found
 
 
-def enough(
-    workflow_type: str, successes: int, total: int, thresholds: t.Mapping[str, float] = SUCCESS_THRESHOLDS
-) -> bool:
+def enough(workflow_type: str, successes: int, total: int, thresholds: t.Mapping[str, float] | None = None) -> bool:
     """Whether a workflow counts as a success.
 
-    :param thresholds: by type; C(other) for types that are not in it.
+    :param thresholds: by type; C(other) for types that are not in it. The built-in ones when left out.
     """
+    thresholds = SUCCESS_THRESHOLDS if thresholds is None else thresholds
     if successes <= 0 or total <= 0:
         return False
     if workflow_type == "simple":
@@ -140,7 +139,7 @@ def aggregate(
     workflow_type: str,
     assessment: Assessment | None = None,
     *,
-    thresholds: t.Mapping[str, float] = SUCCESS_THRESHOLDS,
+    thresholds: t.Mapping[str, float] | None = None,
     observers: t.Iterable[Observer] = (),
     reason: PartialReason | None = None,
     at: float | None = None,

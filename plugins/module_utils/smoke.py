@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 import time
 import typing as t
-import urllib.error
-import urllib.request
+import urllib.parse
 import uuid
 
 from .errors import ResilienceError
+from .http_client import JsonEndpoint
 
 #: Seconds between two looks at a task that runs.
 INTERVAL = 0.1
@@ -30,10 +29,15 @@ class Client:
     """
 
     def __init__(self, url: str, api_key: str, context: ssl.SSLContext, deadline: float) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ResilienceError(f"{url!r} is no URL of an edge; write https://HOST or https://HOST:PORT")
+        secure = parts.scheme == "https"
         self.url = url.rstrip("/")
-        self._api_key = api_key
-        self._context = context
         self.deadline = deadline
+        self._headers = {"X-API-Key": api_key}
+        port = parts.port or (443 if secure else 80)
+        self._endpoint = JsonEndpoint(parts.hostname, port, context if secure else None)
 
     def ask(self, method: str, path: str, body: t.Any = None, **headers: str) -> t.Any:
         """One request.
@@ -44,23 +48,17 @@ class Client:
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise ResilienceError(f"{what}: the time was up before it was asked")
-        request = urllib.request.Request(
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"X-API-Key": self._api_key, "Content-Type": "application/json", **headers},
-        )
+        self._endpoint.headers = {**self._headers, **headers}
         try:
-            with urllib.request.urlopen(request, timeout=remaining, context=self._context) as answer:
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as exc:
-            said = exc.read(500).decode(errors="replace")
-            raise ResilienceError(f"{what}: expected a success, got {exc.code}: {said}") from exc
-        except (OSError, ValueError) as exc:
+            answer = self._endpoint.request(method, path, body, remaining)
+        except ResilienceError as exc:
             raise ResilienceError(
-                f"{what}: {getattr(exc, 'reason', None) or exc}. Does the edge run, and is a region's gateway ready "
-                "and active? (http://127.0.0.1:18405/ on the edge shows what it thinks of them)"
+                f"{what}: {exc} Does the edge run, and is a region's gateway ready and active? "
+                "(http://127.0.0.1:18405/ on the edge shows what it thinks of them)"
             ) from exc
+        if not 200 <= answer.status < 300:
+            raise ResilienceError(f"{what}: expected a success, got {answer.status}: {str(answer.body)[:500]}")
+        return answer.body
 
 
 def run(client: Client, query: str, search: bool) -> dict[str, t.Any]:

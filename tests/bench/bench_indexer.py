@@ -135,7 +135,8 @@ def main() -> int:
     chance = random.Random(1)
     payload = {"tenant_id": str(uuid.uuid4()), "session_id": str(uuid.uuid4()), "text": "x" * 200}
     points = [
-        (str(uuid.uuid4()), [chance.uniform(-1, 1) for _ in range(args.dimension)], payload) for _ in range(args.points)
+        (str(uuid.uuid4()), [chance.uniform(-1, 1) for _place in range(args.dimension)], payload)
+        for _point in range(args.points)
     ]
     texts = [(i, json.dumps([round(value, 7) for value in vector]), json.dumps(p)) for i, vector, p in points]
     client = QdrantClient(url=url, api_key=key or None, timeout=60, **({"verify": authority} if authority else {}))
@@ -150,7 +151,7 @@ def main() -> int:
         async with httpx.AsyncClient(base_url=url, headers={"api-key": key}, verify=verify) as http:
             return await indexed(http, cell, rows, args.batch)
 
-    for _ in range(args.runs):
+    for _turn in range(args.runs):
         cell = f"bench_{uuid.uuid4().hex[:8]}"
         names = {side: f"{cell}_{side}" for side in found}
         try:

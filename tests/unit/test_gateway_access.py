@@ -138,7 +138,7 @@ def test_polling_one_task_is_not_limited() -> None:
 def test_without_redis_a_local_bucket_counts_this_gateways_share() -> None:
     rig = Rig(rate_limits={"tiers": {"pro": {"minute": 8, "hour": 100, "day": 1000}}})
     rig.redis.down = True
-    answers = [rig.ask("GET", PATH).status_code for _ in range(5)]
+    answers = [rig.ask("GET", PATH).status_code for _turn in range(5)]
     assert answers == [200] * 4 + [429], "two gateways share the limit of 8"
     rig.now += 15
     assert rig.ask("GET", PATH).status_code == 200

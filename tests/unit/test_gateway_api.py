@@ -88,7 +88,7 @@ def test_large_bodies_with_and_without_a_length() -> None:
     assert error(rig.ask("POST", "/api/v1/tasks", content=big, headers=headers), 413) == "too_large"
 
     async def parts() -> t.AsyncIterator[bytes]:
-        for _ in range(20):
+        for _turn in range(20):
             yield b"x" * 100_000
 
     assert error(rig.ask("POST", "/api/v1/tasks", content=parts(), headers=headers), 413) == "too_large"

@@ -268,10 +268,10 @@ def test_a_task_that_ended_without_saying_so_ends_its_stream() -> None:
 
 def test_all_streams_share_one_read() -> None:
     rig = Rig()
-    tasks = [rig.task() for _ in range(20)]
+    tasks = [rig.task() for _turn in range(20)]
 
     async def run() -> None:
-        readers = [rig.hub.subscribe(task.workflow_id) for task in tasks for _ in range(2)]
+        readers = [rig.hub.subscribe(task.workflow_id) for task in tasks for _turn in range(2)]
         for task in tasks:
             rig.redis.add(task, 1)
         await rig.hub.read()
@@ -294,7 +294,7 @@ def test_a_slow_reader_costs_nobody_anything() -> None:
         for seq in range(1, 701):
             rig.redis.add(task, seq)
             rig.orchestrator.store(task, seq)
-        for _ in range(7):
+        for _turn in range(7):
             await rig.hub.read()
 
         async def stored(after: int, limit: int) -> tuple[list[t.Any], str]:

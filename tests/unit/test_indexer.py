@@ -159,7 +159,7 @@ def test_a_collection_that_only_has_refused_rows_is_not_filled_for_ever() -> Non
     log, sink = FakeLog(), FakeSink()
     log.add("bad", "[wrong]")
     rig = Rig(log, sink)
-    for _ in range(4):
+    for _turn in range(4):
         rig.catch_up()
         rig.clock.now += 6
     assert len(rig.letters.rows) <= 2

@@ -116,7 +116,7 @@ def test_the_loop_resigns_at_the_end() -> None:
         with FakeCluster(1) as cluster:
             one = Election(EtcdClient(cluster.endpoints, timeout=0.5), "main", "one", 2)
             task = asyncio.create_task(one.run(stopping))
-            for _ in range(100):
+            for _turn in range(100):
                 await asyncio.sleep(0.02)
                 if one.leading:
                     break

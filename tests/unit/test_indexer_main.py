@@ -91,12 +91,12 @@ def test_refusals_do_not_open_the_breaker_and_outages_do() -> None:
 
     async def run() -> None:
         one = sink(answer)
-        for _ in range(10):
+        for _turn in range(10):
             with pytest.raises(Refused):
                 await one.upsert("c", [ROW], 1)
         assert one._breaker.state.label == "closed"
         status[0] = 500
-        for _ in range(5):
+        for _turn in range(5):
             with pytest.raises(Unavailable):
                 await one.upsert("c", [ROW], 1)
         assert one._breaker.state.label == "open"

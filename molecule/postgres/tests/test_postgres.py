@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import time
 import typing as t
 from pathlib import Path
@@ -17,6 +18,8 @@ import yaml
 
 ADDRESSES = {"ma1": "198.18.4.11", "ma2": "198.18.4.12", "mb1": "198.18.4.21"}
 PKI = "sslrootcert=/etc/shannon/pki/ca.crt sslcert=/etc/shannon/pki/host.crt sslkey=/etc/shannon/pki/host.key"
+ROLE = pathlib.Path(__file__).parents[3] / "roles" / "postgres"
+MIGRATIONS = len(list((ROLE / "files" / "migrations").glob("*.sql")))
 TABLES = {
     "users", "sessions", "task_executions", "agent_executions", "tool_executions", "session_archives", "event_logs",
     "audit_logs", "prompts", "learning_cases", "token_usage", "usage_daily_aggregates", "vector_log",
@@ -196,7 +199,7 @@ def test_the_schema_is_there() -> None:
     extensions = sql(leader(), "SELECT extname FROM pg_extension").splitlines()
     assert {"uuid-ossp", "pg_trgm", "btree_gin"} <= set(extensions)
     assert sql(leader(), "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == "shannon"
-    assert sql(leader(), "SELECT count(*) FROM schema_migrations") == "3"
+    assert sql(leader(), "SELECT count(*) FROM schema_migrations") == str(MIGRATIONS)
 
 
 def test_updated_at_is_kept_and_a_status_is_checked() -> None:

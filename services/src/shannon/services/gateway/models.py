@@ -10,6 +10,8 @@ import typing as t
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 ID = r"^[A-Za-z0-9:_.-]{1,128}$"
+#: Something to read, and no NUL character, which PostgreSQL can't hold.
+TEXT = r"^[^\x00]*[^\s\x00][^\x00]*$"
 Id = t.Annotated[str, Field(pattern=ID)]
 TOOL_NAME = r"^[a-z][a-z0-9_-]{0,63}$"
 #: Base64 of what begins as a WebAssembly module does: 00 61 73 6d 01 00 00 00.
@@ -31,7 +33,7 @@ class Request(BaseModel):
 class Submit(Request):
     """A task."""
 
-    query: t.Annotated[str, Field(min_length=1, max_length=1_000_000, pattern=r"\S")]
+    query: t.Annotated[str, Field(min_length=1, max_length=1_000_000, pattern=TEXT)]
     session_id: Id | None = Field(None, description="An own session; left out: a new one.")
     mode: t.Literal["simple", "standard", "complex"] | None = Field(None, description="Left out: it is chosen.")
     context: Json | None = None
@@ -46,7 +48,7 @@ class Cancel(Request):
 class Search(Request):
     """A search among the caller's own memory."""
 
-    query: t.Annotated[str, Field(min_length=1, max_length=64000, pattern=r"\S")]
+    query: t.Annotated[str, Field(min_length=1, max_length=64000, pattern=TEXT)]
     top_k: t.Annotated[int, Field(ge=1, le=100), BeforeValidator(_whole)] | None = None
     threshold: t.Annotated[float, Field(ge=0, le=1)] | None = None
     mmr: bool = True
