@@ -1,4 +1,4 @@
--- What the services need to run tasks: leases, idempotency, conversations, tools, keys, and the write queue's ledger.
+-- What the services need to run tasks: leases, idempotency, conversations, tools and keys.
 ALTER TABLE task_executions
     ADD COLUMN requested_mode   text,
     ADD COLUMN cell             text,
@@ -59,11 +59,3 @@ CREATE TABLE api_keys (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX api_keys_tenant ON api_keys (tenant_id);
-
--- One row for each batch of the services' write queue that was applied, in the batch's own transaction: a batch that is
--- sent again after a crash finds its row and is not applied twice.
-CREATE TABLE written_batches (
-    id         uuid PRIMARY KEY,
-    written_at timestamptz NOT NULL DEFAULT now()
-);
-CREATE INDEX written_batches_written_at ON written_batches (written_at);

@@ -1,0 +1,210 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A log on disk for writes that were acknowledged and are not in the database yet.
+
+A spool is a folder of segments. A segment is a run of frames: length and CRC-32 of the content, four bytes each, then
+the content. A frame counts once it is on disk as a whole (fsync); what a crash leaves of the last one is cut off at the
+next start. A segment is removed when everything in it is done; after a crash what is left is given again, done or not,
+since writing a record twice changes nothing (see :mod:`.records`).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import struct
+import threading
+import typing as t
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from shannon.resilience.errors import ResilienceError
+from shannon.services.common import logs
+
+_log = logs.get(__name__)
+_HEAD = struct.Struct("<II")
+_NAME = re.compile(r"^(\d{16})\.spool$")
+#: Bytes after which a new segment begins, so that old ones can be removed.
+SEGMENT = 4 * 2**20
+#: Bytes of the longest frame; a length beyond it is damage, not a record.
+LONGEST = 16 * 2**20
+
+
+class SpoolFullError(ResilienceError):
+    """There is no room for another record: the spool's own bound, or the disk's."""
+
+
+@dataclass
+class _Segment:
+    number: int
+    path: pathlib.Path
+    size: int = 0
+    open: int = 0  # frames in it that are not done
+    frames: int = field(default=0)
+
+
+class Spool:
+    """A folder of segments; of one process, several threads.
+
+    :param folder: made when missing.
+    :param limit: bytes of all segments together.
+    :param segment: bytes of one.
+    :raises OSError: the folder can't be used.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, limit: int, segment: int = SEGMENT) -> None:
+        self._folder = pathlib.Path(folder)
+        self._limit = limit
+        self._most = segment
+        self._lock = threading.Lock()
+        self._segments: dict[int, _Segment] = {}
+        self._handle: t.BinaryIO | None = None
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        #: Bytes of damage that were found and set aside.
+        self.damaged = 0
+
+    def recover(self) -> t.Iterator[tuple[int, bytes]]:
+        """Everything that an earlier process left, in order: the segment's number and the content.
+
+        Call it once, before the first append; each content must be marked done like a new one.
+        """
+        for path in sorted(self._folder.iterdir()):
+            match = _NAME.match(path.name)
+            if not match:
+                continue
+            segment = _Segment(int(match.group(1)), path)
+            contents = list(self._frames(segment))
+            with self._lock:
+                segment.open = segment.frames = len(contents)
+                self._segments[segment.number] = segment
+                if not contents:
+                    self._remove(segment)
+            for content in contents:
+                yield segment.number, content
+
+    def append(self, contents: t.Sequence[bytes]) -> list[int]:
+        """Put contents on disk, all with one fsync; when it returns they are there to stay.
+
+        :returns: for each the number to mark it done with.
+        :raises SpoolFullError: there is no room; none of them counts then.
+        """
+        frames = b"".join(_HEAD.pack(len(content), crc32(content)) + content for content in contents)
+        with self._lock:
+            total = sum(segment.size for segment in self._segments.values())
+            if total + len(frames) > self._limit:
+                raise SpoolFullError(
+                    f"the spool {self._folder} has {total} of {self._limit} bytes; the database has been away for "
+                    "long, or database.spool_size is too small"
+                )
+            segment = self._current()
+            handle = t.cast("t.BinaryIO", self._handle)
+            try:
+                left = memoryview(frames)
+                while left:
+                    left = left[os.write(handle.fileno(), left) :]
+                os.fsync(handle.fileno())
+            except OSError as exc:
+                # Nobody was told that these frames are safe; so they must not be found by the next start either.
+                self._take_back(segment)
+                raise SpoolFullError(f"the spool {self._folder} takes nothing more: {exc.strerror or exc}") from exc
+            segment.size += len(frames)
+            segment.open += len(contents)
+            segment.frames += len(contents)
+            return [segment.number] * len(contents)
+
+    def done(self, numbers: t.Iterable[int]) -> None:
+        """Contents of these segments are in the database; a segment of which all are is removed."""
+        with self._lock:
+            for number in numbers:
+                segment = self._segments[number]
+                segment.open -= 1
+                if segment.open == 0:
+                    self._remove(segment)
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        with self._lock:
+            return sum(segment.size for segment in self._segments.values())
+
+    @property
+    def waiting(self) -> int:
+        """Contents that are not done."""
+        with self._lock:
+            return sum(segment.open for segment in self._segments.values())
+
+    def close(self) -> None:
+        """Close the segment that is written to."""
+        with self._lock:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+
+    def _frames(self, segment: _Segment) -> t.Iterator[bytes]:
+        content = segment.path.read_bytes()
+        segment.size = len(content)
+        at = 0
+        while at < len(content):
+            length, check = _HEAD.unpack_from(content, at) if at + _HEAD.size <= len(content) else (LONGEST + 1, 0)
+            end = at + _HEAD.size + length
+            if length > LONGEST or end > len(content):
+                self._set_aside(segment, at, content[at:])
+                os.truncate(segment.path, at)
+                segment.size = at
+                return
+            frame = content[at + _HEAD.size : end]
+            if crc32(frame) == check:
+                yield frame
+            else:
+                # The lengths still lead from frame to frame, so only this one is lost.
+                self._set_aside(segment, at, content[at:end])
+            at = end
+
+    def _set_aside(self, segment: _Segment, at: int, damage: bytes) -> None:
+        # What a crash leaves of the last frame was never acknowledged. Damage may be more than that, so it is kept.
+        aside = segment.path.with_suffix(".damaged")
+        _log.error(
+            "%s: %d bytes from %d on are no whole record, as a crash in the middle of a write leaves it; see %s",
+            *(segment.path, len(damage), at, aside),
+        )
+        with aside.open("ab") as handle:
+            handle.write(damage)
+        self.damaged += len(damage)
+
+    def _current(self) -> _Segment:
+        newest = self._segments[max(self._segments)] if self._segments else None
+        if self._handle is not None and newest is not None and newest.size < self._most:
+            return newest
+        if self._handle is not None:
+            self._handle.close()
+        number = newest.number + 1 if newest is not None else 1
+        segment = _Segment(number, self._folder / f"{number:016d}.spool")
+        # A name that is there already would be of a segment that nobody recovered.
+        self._handle = open(segment.path, "xb", buffering=0)  # noqa: SIM115 - it stays open until the segment is full
+        self._segments[number] = segment
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return segment
+
+    def _take_back(self, segment: _Segment) -> None:
+        handle = t.cast("t.BinaryIO", self._handle)
+        try:
+            os.ftruncate(handle.fileno(), segment.size)
+            handle.seek(segment.size)
+        except OSError:
+            _log.exception("%s can't be cut back to what was acknowledged", segment.path)
+
+    def _remove(self, segment: _Segment) -> None:
+        # The newest one stays while it is written to; it is emptied instead, so that numbers only grow.
+        if self._handle is not None and segment.number == max(self._segments):
+            os.ftruncate(self._handle.fileno(), 0)
+            self._handle.seek(0)
+            segment.size = 0
+            return
+        segment.path.unlink(missing_ok=True)
+        del self._segments[segment.number]
