@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo lab lab-down site status test lint unit sanity package docs docs-check molecule e2e bench build clean
+.PHONY: help env demo lab lab-down site status test lint unit sanity package docs docs-check molecule e2e proto bench build clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9][a-z0-9 -]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,10 @@ lint unit docs-check package sanity molecule e2e:
 
 docs: env ## write docs/roles anew from the roles' argument specs
 	python3 tools/role_docs.py
+
+proto: env ## make the services' gRPC code anew from shannon.proto
+	cd services/src/shannon/services/proto && python3 -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. shannon.proto
+	sed -i 's/^import shannon_pb2 as/from . import shannon_pb2 as/' services/src/shannon/services/proto/shannon_pb2_grpc.py
 
 bench: env ## print how long things take on the lab, beside the targets
 	python3 tests/bench/bench_deploy.py

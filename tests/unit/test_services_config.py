@@ -99,3 +99,15 @@ def test_a_key_is_given_by_its_hash_only() -> None:
         problems({"auth": {"api_keys": [{"id": "x", "sha256": "plain", "tenant_id": "t", "user_id": "u"}]}})
     )
     assert "auth.api_keys.0.sha256" in text and "auth.api_keys.0.tenant_id" in text
+
+
+def test_the_generated_code_is_that_of_the_interface(tmp_path: pathlib.Path) -> None:
+    """As make proto writes it."""
+    from grpc_tools import protoc
+
+    folder = ROOT / "services" / "src" / "shannon" / "services" / "proto"
+    options = [f"-I{folder}", f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}", "shannon.proto"]
+    assert protoc.main(["protoc", *options]) == 0
+    for name in ("shannon_pb2.py", "shannon_pb2_grpc.py"):
+        made = (tmp_path / name).read_text().replace("\nimport shannon_pb2 as", "\nfrom . import shannon_pb2 as")
+        assert made == (folder / name).read_text(), f"{name} is not what shannon.proto says; run make proto"
