@@ -19,8 +19,9 @@ env: $(READY) ## the virtual environment with everything that is pinned in requi
 $(READY): requirements.txt tools/make_env.sh
 	@PYTHON="$(PYTHON)" tools/make_env.sh $(VENV)
 
-demo: env lab ## bring the lab up, deploy on it, show who is what
+demo: env lab ## bring the lab up, deploy on it, run a task through it, show who is what
 	ansible-playbook playbooks/site.yml
+	ansible-playbook playbooks/smoke.yml
 	ansible-playbook playbooks/status.yml
 
 lab: env ## bring the lab's hosts up

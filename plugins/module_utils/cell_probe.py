@@ -16,7 +16,7 @@ from .cell_status import Answer, Observations
 from .concurrently import gather
 from .errors import EndpointError, ResilienceError
 from .etcd import Endpoint
-from .http_client import describe
+from .http_client import JsonEndpoint, describe
 from .patroni import Patroni
 from .qdrant import Qdrant
 from .redis import RedisClient
@@ -65,6 +65,9 @@ class Probe:
         for region, hosts in self._topology["components"]["qdrant"].items():
             for host in hosts:
                 questions["qdrant", region, host] = self._ask_peer(host)
+        for region, hosts in self._topology["components"].get("orchestrator", {}).items():
+            for host in hosts:
+                questions["indexer", region, host] = self._ask_indexer(host)
         certificate_port = self._certificate_ports()
         for host, port in certificate_port.items():
             questions["certificate", host, str(port)] = self._ask_certificate(host, port)
@@ -87,6 +90,8 @@ class Probe:
                 seen.redis[where, host] = answer
             elif kind == "qdrant":
                 seen.peers[where, host] = answer
+            elif kind == "indexer":
+                seen.indexers[where, host] = answer
             elif not isinstance(answer, ResilienceError):
                 seen.certificates[where] = answer
 
@@ -128,6 +133,15 @@ class Probe:
 
     def _ask_peer(self, host: str) -> t.Callable[[], Answer]:
         return lambda: asdict(self._qdrant(host).peer_status())
+
+    def _ask_indexer(self, host: str) -> t.Callable[[], Answer]:
+        port = self._topology["ports"]["vector_indexer_metrics"]
+        endpoint = JsonEndpoint(self._address(host), port, self._context, timeout=self._timeout)
+
+        def ask() -> Answer:
+            return t.cast("dict[str, t.Any]", endpoint.expect("GET", "/status"))
+
+        return ask
 
     def _collections(self, seen: Observations) -> dict[str, dict[str, dict[str, t.Any]]]:
         """Each region's collections, from the first of its peers that answered."""

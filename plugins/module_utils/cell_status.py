@@ -30,6 +30,7 @@ class Observations:
     :ivar redis: (cell, host) to C({role, offset, link, primary_address, primary_port, replicas}), or the error.
     :ivar peers: (region, host) to C({peer_id, leader, peers}), or the error.
     :ivar collections: region to collection to C({points, shards, replicas, replicas_active}).
+    :ivar indexers: (region, host) to what a vector indexer says of itself (its C(GET /status)), or the error.
     :ivar certificates: host to the end of its certificate.
     :ivar at: when it was asked.
     :ivar seconds: how long asking took.
@@ -42,6 +43,7 @@ class Observations:
     redis: dict[tuple[str, str], Answer] = field(default_factory=dict)
     peers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     collections: dict[str, dict[str, dict[str, t.Any]]] = field(default_factory=dict)
+    indexers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     certificates: dict[str, datetime] = field(default_factory=dict)
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
@@ -83,7 +85,7 @@ def _cell(
     home = str(record["home"]) if record else str(cell["home"])
     postgres = _postgres(topology, seen, cell["name"], home)
     redis = _redis(topology, seen, cell, home)
-    qdrant = _qdrant(topology, seen)
+    qdrant = _qdrant(topology, seen, cell["name"])
     problems = []
     if record is None and isinstance(seen.records, dict):
         problems.append(f"the registry does not know the cell {cell['name']}: run site.yml")
@@ -184,7 +186,7 @@ def _redis_member(host: str, answer: Answer | None, written: int | None) -> dict
     }
 
 
-def _qdrant(topology: t.Mapping[str, t.Any], seen: Observations) -> dict[str, dict[str, t.Any]]:
+def _qdrant(topology: t.Mapping[str, t.Any], seen: Observations, cell: str) -> dict[str, dict[str, t.Any]]:
     regions = {}
     for region, hosts in topology["components"]["qdrant"].items():
         answers = {host: seen.peers.get((region, host)) for host in hosts}
@@ -195,8 +197,34 @@ def _qdrant(topology: t.Mapping[str, t.Any], seen: Observations) -> dict[str, di
         regions[region] = {
             "members": [_qdrant_member(host, answer, leader) for host, answer in answers.items()],
             "collections": seen.collections.get(region, {}),
+            "indexer": _indexer(topology, seen, cell, region),
         }
     return regions
+
+
+def _indexer(topology: t.Mapping[str, t.Any], seen: Observations, cell: str, region: str) -> dict[str, t.Any] | None:
+    """What the region's vector indexer says; of several the one that applies. None where there is none."""
+    hosts = topology["components"].get("orchestrator", {}).get(region, ())
+    if not hosts:
+        return None
+    errors = []
+    for host in hosts:
+        answer = seen.indexers.get((region, host))
+        if not isinstance(answer, dict):
+            errors.append(str(answer) if answer is not None else f"{host} was not asked")
+            continue
+        for one in answer.get("cells", ()):
+            if one["cell"] == cell and one["leader"]:
+                trouble = str(one["trouble"] or "")
+                return {
+                    "host": host,
+                    "lag_rows": one["lag_rows"],
+                    "lag_seconds": one["lag_seconds"],
+                    "healthy": not trouble,
+                    "error": trouble,
+                }
+    error = "; ".join(errors) or "nobody applies"
+    return {"host": "", "lag_rows": None, "lag_seconds": None, "healthy": False, "error": error}
 
 
 def _qdrant_member(host: str, answer: Answer | None, leader: int | None) -> dict[str, t.Any]:
@@ -245,6 +273,9 @@ def _problems(component: str, regions: t.Mapping[str, t.Mapping[str, t.Any]], ho
                 found.append(
                     f"{component} in {region}: a primary outside the home region {home}: {', '.join(primaries)}"
                 )
+        indexer = part.get("indexer")
+        if indexer and not indexer["healthy"]:
+            found.append(f"vector indexer in {region}: {indexer['error']}")
         for name, collection in part.get("collections", {}).items():
             if collection["replicas_active"] < collection["replicas"]:
                 found.append(

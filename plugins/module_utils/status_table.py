@@ -29,7 +29,7 @@ def render(info: t.Mapping[str, t.Any]) -> str:
             for region, part in cell[component].items():
                 lines += [_member_row(region, component, member) for member in part["members"]]
         for region, part in cell["qdrant"].items():
-            lines.append(_clip(f"vectors in {region}: {_collections(part['collections'])}"))
+            lines.append(_clip(f"vectors in {region}: {_collections(part['collections'])}{_indexer(part)}"))
         lines += [_clip(f"! {problem}") for problem in cell["problems"]]
         lines.append("")
     lines.append(_clip(_registry_line(info["registry"])))
@@ -82,6 +82,17 @@ def _collections(collections: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
     active = sum(found["replicas_active"] for found in collections.values())
     total = sum(found["replicas"] for found in collections.values())
     return f"{len(collections)} collections, {points} points, {active} of {total} replicas active"
+
+
+def _indexer(part: t.Mapping[str, t.Any]) -> str:
+    indexer = part.get("indexer")
+    if not indexer:
+        return ""
+    if not indexer["host"] or indexer["lag_rows"] is None:
+        return ", indexer: no answer"
+    seconds = indexer["lag_seconds"] or 0.0
+    behind = f"{indexer['lag_rows']} rows, {seconds:.1f} s" if indexer["lag_rows"] else "0"
+    return f", indexer lag {behind}"
 
 
 def _registry_line(registry: t.Mapping[str, t.Any]) -> str:

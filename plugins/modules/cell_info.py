@@ -94,7 +94,9 @@ info:
         - Each region has C(members), with C(name), C(role), C(state), C(healthy), C(error), C(timeline), C(lag_bytes)
           and C(lag_seconds) (null when unknown); PostgreSQL's also C(synchronous) and C(pending_restart), Redis' also
           C(offset), Qdrant's also C(peer_id) and C(peers).
-        - Qdrant's regions also have C(collections), with C(points), C(shards), C(replicas) and C(replicas_active).
+        - Qdrant's regions also have C(collections), with C(points), C(shards), C(replicas) and C(replicas_active), and
+          C(indexer), the vector indexer that applies there, with C(host), C(lag_rows) and C(lag_seconds) (null when
+          unknown), C(healthy) and C(error); null where no orchestrators are.
       type: dict
     registry:
       description: Whether it has C(quorum), its C(leader), and its C(members) with C(name), C(healthy) and C(error).

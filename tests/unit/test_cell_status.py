@@ -156,3 +156,41 @@ def test_the_table_fits_its_width_whatever_goes_wrong(seen: Observations) -> Non
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 kB"), (5 << 30, "5.0 GB")])
 def test_byte_counts_are_readable(count: int, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def with_indexers(seen: Observations, **of: t.Any) -> dict[str, t.Any]:
+    """The cell when region a has orchestrators on a1 and a2, whose indexers say what is given."""
+    topology = {**TOPOLOGY, "components": {**TOPOLOGY["components"], "orchestrator": {"a": ["a1", "a2"]}}}
+    seen.indexers = {("a", host): answer for host, answer in of.items()}
+    return summarise(topology, seen)["cells"]["main"]
+
+
+def indexer(leader: bool, rows: int = 0, seconds: float = 0.0, trouble: str = "") -> dict[str, t.Any]:
+    one = {"cell": "main", "leader": leader, "lag_rows": rows, "lag_seconds": seconds, "trouble": trouble}
+    return {"region": "a", "cells": [one]}
+
+
+def test_the_indexer_that_applies_says_how_far_behind_it_is(seen: Observations) -> None:
+    cell = with_indexers(seen, a1=indexer(False), a2=indexer(True, rows=7, seconds=0.4))
+    found = cell["qdrant"]["a"]["indexer"]
+    assert (found["host"], found["lag_rows"], found["lag_seconds"]) == ("a2", 7, 0.4)
+    assert cell["problems"] == []
+    assert cell["qdrant"]["b"]["indexer"] is None
+
+
+def test_an_indexer_with_trouble_and_none_at_all_are_problems(seen: Observations) -> None:
+    assert with_indexers(seen, a1=indexer(True, trouble="Qdrant is away"))["problems"] == [
+        "vector indexer in a: Qdrant is away"
+    ]
+    (problem,) = with_indexers(seen, a1=DEAD, a2=indexer(False))["problems"]
+    assert problem.startswith("vector indexer in a: ")
+    assert "no answer in time" in problem
+
+
+def test_the_table_shows_the_indexers_lag(seen: Observations) -> None:
+    topology = {**TOPOLOGY, "components": {**TOPOLOGY["components"], "orchestrator": {"a": ["a1"], "b": ["b1"]}}}
+    seen.indexers = {("a", "a1"): indexer(True), ("b", "b1"): indexer(True, rows=12, seconds=1.5)}
+    table = render(summarise(topology, seen))
+    assert "4 of 4 replicas active, indexer lag 0" in table
+    assert "indexer lag 12 rows, 1.5 s" in table
+    assert max(map(len, table.splitlines())) <= WIDTH

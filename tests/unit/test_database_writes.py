@@ -301,12 +301,30 @@ def test_without_room_on_disk_the_database_takes_it_and_without_both_the_caller_
         await rig.queue.start()
         await rig.queue.enqueue(record(1))
         rig.database.away = True
-        with pytest.raises(SpoolFullError, match=r"of 10 bytes.*the database is away: connection refused"):
+        with pytest.raises(SpoolFullError, match=r"of 10 bytes.*the database is away"):
             await rig.queue.enqueue(record(2))
         await rig.queue.stop(1)
         return rig.database
 
     assert asyncio.run(go()).order == [1]
+
+
+def test_a_long_outage_fills_the_disk_and_not_the_queue(tmp_path: pathlib.Path) -> None:
+    async def go() -> Rig:
+        rig = Rig(tmp_path, size=5, workers=2)
+        rig.database.away = True
+        await rig.queue.start()
+        for number in range(200):
+            await asyncio.wait_for(rig.queue.enqueue(record(number)), 5)
+        items = [item for queue in rig.queue._queues for item in list(queue._queue)]  # type: ignore[attr-defined]
+        assert sum(item.record is not None for item in items) <= 5
+        rig.database.away = False
+        await rig.queue.enqueue(record(200))
+        assert await rig.queue.stop(20) == 0
+        return rig
+
+    rig = asyncio.run(go())
+    assert rig.database.order == list(range(201)) and rig.spool.size == 0
 
 
 def test_what_is_not_written_in_time_stays_for_the_next_start(tmp_path: pathlib.Path) -> None:

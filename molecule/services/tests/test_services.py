@@ -21,7 +21,7 @@ def test_the_service_runs_and_is_enabled(host, name):
 @pytest.mark.parametrize("name", HERE)
 def test_it_runs_as_a_user_of_its_own_without_privileges(host, name):
     shown = host.check_output(
-        f"systemctl show shannon-{name} -p NoNewPrivileges -p ProtectSystem -p CapabilityBoundingSet -p DynamicUser"
+        f"systemctl show shannon-{name} -p NoNewPrivileges -p ProtectSystem -p CapabilityBoundingSet"
     )
     assert "NoNewPrivileges=yes" in shown
     assert "ProtectSystem=strict" in shown
@@ -48,10 +48,16 @@ def test_a_wrong_configuration_is_refused_with_the_key(host):
     assert "gateway.prot: this key is unknown" in run.stderr
 
 
-def test_secrets_are_for_root_alone(host):
-    assert host.file("/etc/shannon/credentials").mode == 0o700
-    for path in host.check_output("ls /etc/shannon/credentials").split():
-        assert host.file(f"/etc/shannon/credentials/{path}").mode == 0o600
+def test_each_service_reads_its_own_secrets_and_no_others(host):
+    folder = "/etc/shannon/credentials"
+    for service in host.check_output(f"ls {folder}").split():
+        own = host.file(f"{folder}/{service}")
+        assert (own.mode, own.user, own.group) == (0o750, "root", f"shannon-{service.replace('_', '-')}")
+        for name in host.check_output(f"ls {folder}/{service}").split():
+            found = host.file(f"{folder}/{service}/{name}")
+            assert (found.mode, found.user, found.group) == (0o640, "root", own.group)
+    host.run_expect([0], f"runuser -u shannon-gateway -- cat {folder}/gateway/redis_app")
+    host.run_expect([1], f"runuser -u shannon-gateway -- cat {folder}/orchestrator/postgres_app")
     assert "password" not in host.file("/etc/shannon/shannon.yaml").content_string
 
 

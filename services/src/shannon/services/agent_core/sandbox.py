@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import importlib.metadata
 import json
 import os
 import tempfile
@@ -242,4 +243,4 @@ def _as_json(data: bytes) -> str:
 
 def supported() -> str:
     """The engine's version, for the log."""
-    return f"wasmtime {wasmtime.__version__} on {os.uname().machine}"
+    return f"wasmtime {importlib.metadata.version('wasmtime')} on {os.uname().machine}"

@@ -150,8 +150,13 @@ class CellDirectory:
             self._epoch.labels(name).set(self.epoch(name))
             self._home.labels(name).set(1 if self.is_home(name) else 0)
 
+    def _path(self) -> pathlib.Path:
+        # Services run as users of their own; systemd says which folder each may keep its state in.
+        folder = os.environ.get("STATE_DIRECTORY")
+        return pathlib.Path(folder) / "registry.json" if folder else pathlib.Path(self._deployment.registry_cache)
+
     def _remembered(self) -> dict[str, CellState]:
-        path = pathlib.Path(self._deployment.registry_cache)
+        path = self._path()
         try:
             return {name: CellState(**cell) for name, cell in json.loads(path.read_text(encoding="utf-8")).items()}
         except FileNotFoundError:
@@ -161,7 +166,7 @@ class CellDirectory:
             return {}
 
     def _remember(self) -> None:
-        path = pathlib.Path(self._deployment.registry_cache)
+        path = self._path()
         written = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             written.write_text(

@@ -32,6 +32,14 @@ SEGMENT = 4 * 2**20
 LONGEST = 16 * 2**20
 
 
+class Place(t.NamedTuple):
+    """Where a content is: its segment, where it begins there in bytes, and how many it has."""
+
+    segment: int
+    offset: int
+    length: int
+
+
 class SpoolFullError(ResilienceError):
     """There is no room for another record: the spool's own bound, or the disk's."""
 
@@ -65,8 +73,8 @@ class Spool:
         #: Bytes of damage that were found and set aside.
         self.damaged = 0
 
-    def recover(self) -> t.Iterator[tuple[int, bytes]]:
-        """Everything that an earlier process left, in order: the segment's number and the content.
+    def recover(self) -> t.Iterator[tuple[Place, bytes]]:
+        """Everything that an earlier process left, in order: where it is, and the content.
 
         Call it once, before the first append; each content must be marked done like a new one.
         """
@@ -81,13 +89,12 @@ class Spool:
                 self._segments[segment.number] = segment
                 if not contents:
                     self._remove(segment)
-            for content in contents:
-                yield segment.number, content
+            yield from contents
 
-    def append(self, contents: t.Sequence[bytes]) -> list[int]:
+    def append(self, contents: t.Sequence[bytes]) -> list[Place]:
         """Put contents on disk, all with one fsync; when it returns they are there to stay.
 
-        :returns: for each the number to mark it done with.
+        :returns: for each where it is, to mark it done with or to read it again.
         :raises SpoolFullError: there is no room; none of them counts then.
         """
         frames = b"".join(_HEAD.pack(len(content), crc32(content)) + content for content in contents)
@@ -109,16 +116,31 @@ class Spool:
                 # Nobody was told that these frames are safe; so they must not be found by the next start either.
                 self._take_back(segment)
                 raise SpoolFullError(f"the spool {self._folder} takes nothing more: {exc.strerror or exc}") from exc
+            places = []
+            at = segment.size + _HEAD.size
+            for content in contents:
+                places.append(Place(segment.number, at, len(content)))
+                at += len(content) + _HEAD.size
             segment.size += len(frames)
             segment.open += len(contents)
             segment.frames += len(contents)
-            return [segment.number] * len(contents)
+            return places
 
-    def done(self, numbers: t.Iterable[int]) -> None:
-        """Contents of these segments are in the database; a segment of which all are is removed."""
+    def read(self, place: Place) -> bytes:
+        """A content that is not done yet.
+
+        :raises OSError: it can't be read.
+        """
+        path = self._segments[place.segment].path
+        with path.open("rb") as handle:
+            handle.seek(place.offset)
+            return handle.read(place.length)
+
+    def done(self, places: t.Iterable[Place]) -> None:
+        """These contents are in the database; a segment of which all are is removed."""
         with self._lock:
-            for number in numbers:
-                segment = self._segments[number]
+            for place in places:
+                segment = self._segments[place.segment]
                 segment.open -= 1
                 if segment.open == 0:
                     self._remove(segment)
@@ -142,7 +164,7 @@ class Spool:
                 self._handle.close()
                 self._handle = None
 
-    def _frames(self, segment: _Segment) -> t.Iterator[bytes]:
+    def _frames(self, segment: _Segment) -> t.Iterator[tuple[Place, bytes]]:
         content = segment.path.read_bytes()
         segment.size = len(content)
         at = 0
@@ -156,7 +178,7 @@ class Spool:
                 return
             frame = content[at + _HEAD.size : end]
             if crc32(frame) == check:
-                yield frame
+                yield Place(segment.number, at + _HEAD.size, length), frame
             else:
                 # The lengths still lead from frame to frame, so only this one is lost.
                 self._set_aside(segment, at, content[at:end])

@@ -6,7 +6,7 @@
 Seed facts 3: 1000 requests, 10 workers, batches of up to 100 flushed at least every second; a full queue is tried three
 times, ten milliseconds apart, and then its caller writes by himself. What the original loses (facts in full, 10.3, item
 17) is kept here: the spool outlives a crash, and a batch that fails because the database is away is tried until it is
-there.
+there. A long outage fills the disk's share and not memory: of what is beyond the queue's size only its place is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zlib import crc32
 from shannon.services.common import logs, metrics
 
 from .records import Record
-from .spool import Spool, SpoolFullError
+from .spool import Place, Spool, SpoolFullError
 
 _log = logs.get(__name__)
 #: Tries and seconds between them before a caller writes by himself.
@@ -43,8 +43,13 @@ class Store(t.Protocol):
 
 @dataclass(frozen=True)
 class _Item:
-    record: Record
-    segment: int
+    """A record that is to be written; one that is only on disk has just its place."""
+
+    record: Record | None
+    place: Place
+
+
+_Placed = tuple[Place, Record]
 
 
 class WriteQueue:
@@ -73,11 +78,13 @@ class WriteQueue:
         self._batch = batch
         self._flush = flush_interval
         self._queues: list[asyncio.Queue[_Item]] = [asyncio.Queue() for _worker in range(workers)]
-        self._waiting: list[tuple[Record, asyncio.Future[int]]] = []
+        self._waiting: list[tuple[Record, asyncio.Future[Place]]] = []
         self._arrived = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._depth = 0
+        self._held = 0  # of them those that are in memory
+        self._away = False  # whether the last batch found the database away
         self._depth_gauge = metrics.gauge("shannon_write_queue_depth", "Records that are not in the database yet.")
         self._depth_gauge.set_function(lambda: self._depth)
         metrics.gauge("shannon_write_spool_bytes", "Bytes of the spool on disk.").set_function(lambda: spool.size)
@@ -89,44 +96,46 @@ class WriteQueue:
 
         :returns: how many records were left.
         """
-        left = await asyncio.get_running_loop().run_in_executor(None, lambda: list(self._spool.recover()))
-        for segment, raw in left:
+        left = 0
+        loop = asyncio.get_running_loop()
+        found = self._spool.recover()
+        while (one := await loop.run_in_executor(None, next, found, None)) is not None:
+            place, raw = one
+            left += 1
             try:
-                self._put(_Item(Record.decoded(raw), segment))
+                record = Record.decoded(raw)
             except ValueError as exc:
                 _log.error("a frame of the spool is set aside: %s", exc)
                 self._bury({"raw": raw.decode(errors="replace")}, str(exc))
-                self._spool.done([segment])
+                self._spool.done([place])
+                continue
+            self._put(record, place)
         if left:
-            _log.info("%d records of an earlier run are written now", len(left))
+            _log.info("%d records of an earlier run are written now", left)
         self._tasks = [asyncio.ensure_future(self._work(queue)) for queue in self._queues]
         self._tasks.append(asyncio.ensure_future(self._keep()))
-        return len(left)
+        return left
 
     async def enqueue(self, record: Record) -> None:
         """Take a record; when this returns it is on disk, or, if there was no room, in the database.
 
         :raises SpoolFullError: neither can be had.
         """
-        for _turn in range(TRIES):
-            if self._depth < self._size:
-                break
-            await asyncio.sleep(PAUSE)
-        else:
-            await self._directly(record, None)
-            return
-        kept: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._depth += 1
-        self._waiting.append((record, kept))
-        self._arrived.set()
+        if not self._away:
+            for _turn in range(TRIES):
+                if self._held < self._size:
+                    break
+                await asyncio.sleep(PAUSE)
+            else:
+                if await self._written_directly(record):
+                    return
         try:
-            segment = await asyncio.shield(kept)
+            place = await self._kept(record)
         except SpoolFullError as exc:
-            self._depth -= 1
-            await self._directly(record, exc)
+            if not await self._written_directly(record):
+                raise SpoolFullError(f"{exc}, and the database is away") from exc
             return
-        self._depth -= 1
-        self._put(_Item(record, segment))
+        self._put(record, place)
 
     async def stop(self, timeout: float) -> int:
         """Write what is there, for so long; what is left stays in the spool.
@@ -145,10 +154,20 @@ class WriteQueue:
             _log.warning("%d records stay in the spool for the next start", self._spool.waiting)
         return self._spool.waiting
 
-    def _put(self, item: _Item) -> None:
+    async def _kept(self, record: Record) -> Place:
+        """Put a record on disk, together with those that come at the same time."""
+        kept: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        self._waiting.append((record, kept))
+        self._arrived.set()
+        return await asyncio.shield(kept)
+
+    def _put(self, record: Record, place: Place) -> None:
         self._depth += 1
+        held = self._held < self._size
+        self._held += held
         # Records of one key always go to the same worker, so they keep their order.
-        self._queues[crc32(item.record.key.encode()) % len(self._queues)].put_nowait(item)
+        worker = self._queues[crc32(record.key.encode()) % len(self._queues)]
+        worker.put_nowait(_Item(record if held else None, place))
 
     async def _keep(self) -> None:
         # Whoever comes while an fsync is under way shares the next one.
@@ -176,8 +195,9 @@ class WriteQueue:
         while True:
             batch = await self._next(queue)
             if batch:
-                await self._write(batch)
+                await self._write([(item.place, await self._loaded(item)) for item in batch])
                 self._depth -= len(batch)
+                self._held -= sum(item.record is not None for item in batch)
             elif self._stopping.is_set():
                 return
 
@@ -210,55 +230,65 @@ class WriteQueue:
                 break
         return batch
 
-    async def _write(self, batch: list[_Item]) -> None:
+    async def _loaded(self, item: _Item) -> Record:
+        if item.record is not None:
+            return item.record
+        raw = await asyncio.get_running_loop().run_in_executor(None, self._spool.read, item.place)
+        return Record.decoded(raw)
+
+    async def _write(self, batch: list[_Placed]) -> None:
         wait = FIRST_WAIT
         while True:
             started = time.monotonic()
             try:
-                await self._store.write([item.record for item in batch])
+                await self._store.write([record for _place, record in batch])
             except Exception as exc:
                 if not self._store.is_away(exc):
+                    self._away = False
                     await self._one_by_one(batch)
                     return
-                if wait == FIRST_WAIT:
-                    _log.warning("%d records wait for the database: %s", len(batch), exc)
+                if not self._away:
+                    _log.warning("%d records wait for the database: %s", self._depth, exc)
+                self._away = True
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
                 continue
+            self._away = False
             self._seconds.observe(time.monotonic() - started)
-            self._spool.done(item.segment for item in batch)
+            self._spool.done(place for place, _record in batch)
             self._written.labels("written").inc(len(batch))
             return
 
-    async def _one_by_one(self, batch: list[_Item]) -> None:
+    async def _one_by_one(self, batch: list[_Placed]) -> None:
         """A record of the batch is wrong: find out which, so that the others are not held up."""
         if len(batch) > 1:
-            for item in batch:
-                await self._write([item])
+            for one in batch:
+                await self._write([one])
             return
-        (item,) = batch
+        ((place, record),) = batch
         try:
-            await self._store.write([item.record])
+            await self._store.write([record])
         except Exception as exc:
             if self._store.is_away(exc):
                 await self._write(batch)
                 return
-            _log.error("the database refuses a record of kind %s: %s", item.record.kind, exc)
-            self._bury(asdict(item.record), str(exc))
+            _log.error("the database refuses a record of kind %s: %s", record.kind, exc)
+            self._bury(asdict(record), str(exc))
             self._written.labels("refused").inc()
         else:
             self._written.labels("written").inc()
-        self._spool.done([item.segment])
+        self._spool.done([place])
 
-    async def _directly(self, record: Record, full: SpoolFullError | None) -> None:
+    async def _written_directly(self, record: Record) -> bool:
+        """Write a record now; whether the database was there for it."""
         try:
             await self._store.write([record])
         except Exception as exc:
             if not self._store.is_away(exc):
                 raise
-            text = str(full) if full else f"{self._depth} records wait already"
-            raise SpoolFullError(f"{text}, and the database is away: {exc}") from exc
+            return False
         self._written.labels("direct").inc()
+        return True
 
     def _bury(self, record: t.Mapping[str, t.Any], error: str) -> None:
         line = json.dumps({"at": time.time(), "error": error, "record": record}, ensure_ascii=False, default=str)

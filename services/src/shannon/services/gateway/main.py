@@ -9,9 +9,6 @@ import asyncio
 import typing as t
 
 import httpx
-import redis.asyncio
-import redis.backoff
-import redis.retry
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shannon.resilience.circuit_breaker import CircuitBreaker
@@ -19,9 +16,9 @@ from shannon.resilience.errors import ResilienceError
 from shannon.services.common import breakers, lifecycle, tls
 from shannon.services.common.cells import CellDirectory
 from shannon.services.common.config import Config
-from shannon.services.common.deployment import Cell
 from shannon.services.common.grpc_client import Pool
 from shannon.services.common.http_server import run_app
+from shannon.services.common.redis_client import redis_client
 from shannon.services.common.secrets import secret
 from shannon.services.proto import shannon_pb2_grpc as grpc_stubs
 
@@ -80,32 +77,6 @@ async def start(config: Config, life: lifecycle.Lifecycle) -> None:
         streams.end()
 
     life.on_stop(leave, "readiness")
-
-
-def redis_client(config: Config, cell: Cell, password: str) -> redis.asyncio.Redis:
-    """A cell's Redis, through the local data proxy."""
-    deployment, settings = config.deployment, config.redis
-    files: dict[str, t.Any] = {}
-    if deployment.tls.enabled:
-        files = {
-            "ssl": True,
-            "ssl_ca_certs": deployment.tls.ca,
-            "ssl_certfile": deployment.tls.cert,
-            "ssl_keyfile": deployment.tls.key,
-        }
-    return redis.asyncio.Redis(
-        host=deployment.data_proxy,
-        port=cell.ports.redis,
-        username=settings.user,
-        password=password,
-        socket_connect_timeout=settings.connect_timeout,
-        socket_timeout=settings.timeout,
-        max_connections=settings.max_connections,
-        protocol=2,  # the shape of what XREAD answers depends on it
-        # The breaker decides how often is tried; a retry here would only be slower than its caller's patience.
-        retry=redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0),
-        **files,
-    )
 
 
 def _gateways(config: Config) -> dict[str, list[tuple[httpx.AsyncClient, CircuitBreaker]]]:

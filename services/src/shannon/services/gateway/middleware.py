@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -64,7 +66,7 @@ class Envelope:
         limit = self._settings.max_tool_body if scope["path"] == self._large else self._settings.max_body
         try:
             if _length(headers) > limit:
-                # The connection is closed after it: what is still to come would have to be read.
+                await _swallow(receive)
                 closed = {"connection": "close"}
                 await answer(413, "too_large", f"the body has more than {limit} bytes", closed)(scope, receive, tagged)
                 return
@@ -85,12 +87,33 @@ class Envelope:
         self._seconds.labels(route).observe(seconds)
 
 
+#: Bytes, and seconds, that are spent on a body that is refused.
+_MOST_SWALLOWED = 32 * 2**20
+_LONGEST_SWALLOW = 10.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def _length(headers: t.Mapping[bytes, bytes]) -> int:
     value = headers.get(b"content-length", b"0")
     return int(value) if value.isdigit() else 0
+
+
+async def _swallow(receive: Receive) -> None:
+    """Read what a client still sends, within bounds, and forget it.
+
+    A connection that is closed on unread data is reset, and then neither the edge nor the client sees the answer.
+    """
+
+    async def rest() -> None:
+        seen = 0
+        while seen < _MOST_SWALLOWED:
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
+            seen += len(message.get("body", b""))
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), _LONGEST_SWALLOW)
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:
@@ -103,6 +126,8 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > limit:
+                if message.get("more_body"):
+                    await _swallow(receive)
                 raise HTTPException(413, f"the body has more than {limit} bytes", {"connection": "close"})
         return message
 

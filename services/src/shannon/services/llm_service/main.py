@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import typing as t
 
-import redis.asyncio
-import redis.backoff
-
 from shannon.services.common import breakers, lifecycle, secrets
 from shannon.services.common.config import Config
-from shannon.services.common.deployment import Cell
 from shannon.services.common.http_server import run_app
+from shannon.services.common.redis_client import redis_client
 
 from .app import build
 from .caches import Shared
@@ -36,7 +33,7 @@ async def start(config: Config, life: lifecycle.Lifecycle) -> None:
     provider = provider_of(config)
     life.on_stop(provider.close, "connections to the provider")
     password = secrets.optional("redis_app")
-    client = redis_of(config, deployment.cells[0], password) if password and deployment.cells else None
+    client = redis_client(config, deployment.cells[0], password) if password and deployment.cells else None
     if client is not None:
         life.on_stop(client.aclose, "connections to Redis")
     shared = Shared(client, breakers.breaker("redis", "redis", SERVICE), settings.cache_ttl, settings.redis_timeout)
@@ -53,27 +50,3 @@ def provider_of(config: Config) -> Provider:
     guard = breakers.breaker("http", "llm-provider", SERVICE)
     key = secrets.optional("llm_upstream_key")
     return OpenAiProvider(settings.upstream, key, config.embeddings.dimension, guard)
-
-
-def redis_of(config: Config, cell: Cell, password: str) -> redis.asyncio.Redis:
-    """The first cell's Redis, through the local data proxy; what is cached belongs to no cell."""
-    deployment = config.deployment
-    files: dict[str, t.Any] = {}
-    if deployment.tls.enabled:
-        files = {
-            "ssl": True,
-            "ssl_ca_certs": deployment.tls.ca,
-            "ssl_certfile": deployment.tls.cert,
-            "ssl_keyfile": deployment.tls.key,
-        }
-    return redis.asyncio.Redis(
-        host=deployment.data_proxy,
-        port=cell.ports.redis,
-        username=config.redis.user,
-        password=password,
-        socket_connect_timeout=config.redis.connect_timeout,
-        socket_timeout=config.redis.timeout,
-        max_connections=config.redis.max_connections,
-        retry=redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 0),
-        **files,
-    )

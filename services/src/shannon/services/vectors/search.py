@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import typing as t
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from shannon.resilience.circuit_breaker import BreakerError, CircuitBreaker
 from shannon.resilience.errors import ResilienceError
 from shannon.services.common import metrics
 from shannon.services.common.config import Config, Vector
+from shannon.services.common.tls import client_context
 
 from .mmr import rerank
 
@@ -52,7 +54,7 @@ def qdrant_client(config: Config, api_key: str, timeout: float) -> AsyncQdrantCl
         timeout=max(1, round(timeout)),
         prefer_grpc=False,
         check_compatibility=False,  # it would ask in the constructor, and hold the start up while Qdrant is away
-        **({"verify": deployment.tls.ca, "cert": (deployment.tls.cert, deployment.tls.key)} if tls else {}),
+        **({"verify": client_context(deployment.tls)} if tls else {}),
     )
 
 
@@ -120,6 +122,22 @@ class MemorySearch:
             self._count.labels(collection, status).inc()
             self._seconds.labels(collection).observe(time.perf_counter() - started)
         return self._chosen(points, wanted, diverse)
+
+    async def probe(self, timeout: float) -> None:
+        """Ask whether Qdrant is there and lists its collections, through the breaker.
+
+        :raises SearchError: it does not, within so many seconds.
+        """
+        try:
+            await asyncio.wait_for(self._breaker.call_async(self._client.get_collections), timeout)
+        except (
+            BreakerError,
+            ResponseHandlingException,
+            UnexpectedResponse,
+            httpx.HTTPError,
+            asyncio.TimeoutError,
+        ) as exc:
+            raise SearchError(f"Qdrant does not answer: {type(exc).__name__} {exc}".rstrip()) from exc
 
     async def close(self) -> None:
         """Close connections."""
