@@ -288,7 +288,7 @@ class Metrics:
             for sample in family.samples
         ]
 
-    def each(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
+    def each(self, name: str, /, **labels: str) -> list[tuple[dict[str, str], float]]:
         """The series of this name that have these labels."""
         return [
             (found, value)
