@@ -18,6 +18,8 @@ from .deployment import Tls
 from .lifecycle import Lifecycle
 
 _log = logs.get(__name__)
+#: Seconds that clients have to close idle connections when the service ends.
+_GOODBYE = 0.5
 Answer = t.Callable[[], t.Awaitable[tuple[int, t.Any]]]
 
 
@@ -68,7 +70,15 @@ async def run_app(
 
     async def stop() -> None:
         server.should_exit = True
-        await asyncio.wait({serving})
+        # Open requests end first. Idle connections are closed by then; but over TLS that takes half a minute when the
+        # client, which keeps it for later, does not answer the goodbye.
+        await asyncio.wait({serving}, timeout=_GOODBYE)
+        while not serving.done():
+            for connection in list(server.server_state.connections):
+                transport = getattr(connection, "transport", None)
+                if not server.server_state.tasks and transport and not transport.get_write_buffer_size():
+                    transport.abort()
+            await asyncio.wait({serving}, timeout=0.1)
 
     lifecycle.on_stop(stop, f"the HTTP listener on port {port}")
 

@@ -34,8 +34,11 @@ class Connection(psycopg.AsyncConnection[t.Any]):
 def conninfo(config: Config, cell: Cell, password: str, application: str) -> str:
     """libpq's connection string for a cell's primary, through the local data proxy.
 
-    The data proxy's certificate is that of C(localhost); the authority is ours alone, so verify-ca is what is asked.
+    The data proxy's certificate is that of C(localhost), so that is the name to check, whatever its address.
     A server that does not take writes (a demoted primary) is no server for us: connecting to it fails.
+
+    :param password: becomes part of the string, so that is a secret, too.
+    :param application: the name that the server's views show.
     """
     deployment, settings = config.deployment, config.database
     parts: dict[str, t.Any] = {
@@ -52,11 +55,13 @@ def conninfo(config: Config, cell: Cell, password: str, application: str) -> str
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
+        "tcp_user_timeout": round((settings.statement_timeout + SLACK) * 1000),
+        "gssencmode": "disable",
         "sslmode": "prefer",
     }
     if deployment.tls.enabled:
         files = {"sslrootcert": deployment.tls.ca, "sslcert": deployment.tls.cert, "sslkey": deployment.tls.key}
-        parts |= {"sslmode": "verify-ca", **files}
+        parts |= {"sslmode": "verify-full", **files}
     return psycopg.conninfo.make_conninfo("", **parts)
 
 

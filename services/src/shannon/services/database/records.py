@@ -42,8 +42,12 @@ class Record:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def encoded(self) -> bytes:
-        """For the spool."""
-        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")).encode()
+        """For the spool.
+
+        :raises TypeError, ValueError: JSON can't hold its values.
+        """
+        # Halves of surrogate pairs come from texts that were cut; they are read back as they were.
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
 
     @classmethod
     def decoded(cls, raw: bytes) -> Record:

@@ -11,13 +11,15 @@ since writing a record twice changes nothing (see :mod:`.records`).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pathlib
 import re
 import struct
 import threading
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from zlib import crc32
 
 from shannon.resilience.errors import ResilienceError
@@ -50,7 +52,7 @@ class _Segment:
     path: pathlib.Path
     size: int = 0
     open: int = 0  # frames in it that are not done
-    frames: int = field(default=0)
+    busy: bool = False  # being written to, so that it can't be emptied
 
 
 class Spool:
@@ -66,8 +68,12 @@ class Spool:
         self._folder = pathlib.Path(folder)
         self._limit = limit
         self._most = segment
+        # Two locks: an fsync may take long, and who says that something is done does not wait for it.
+        self._appending = threading.Lock()
         self._lock = threading.Lock()
         self._segments: dict[int, _Segment] = {}
+        self._newest = 0
+        self._current: _Segment | None = None
         self._handle: t.BinaryIO | None = None
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         #: Bytes of damage that were found and set aside.
@@ -85,8 +91,9 @@ class Spool:
             segment = _Segment(int(match.group(1)), path)
             contents = list(self._frames(segment))
             with self._lock:
-                segment.open = segment.frames = len(contents)
+                segment.open = len(contents)
                 self._segments[segment.number] = segment
+                self._newest = max(self._newest, segment.number)
                 if not contents:
                     self._remove(segment)
             yield from contents
@@ -94,47 +101,47 @@ class Spool:
     def append(self, contents: t.Sequence[bytes]) -> list[Place]:
         """Put contents on disk, all with one fsync; when it returns they are there to stay.
 
+        :param contents: of up to LONGEST bytes each.
         :returns: for each where it is, to mark it done with or to read it again.
         :raises SpoolFullError: there is no room; none of them counts then.
         """
         frames = b"".join(_HEAD.pack(len(content), crc32(content)) + content for content in contents)
-        with self._lock:
-            total = sum(segment.size for segment in self._segments.values())
-            if total + len(frames) > self._limit:
-                raise SpoolFullError(
-                    f"the spool {self._folder} has {total} of {self._limit} bytes; the database has been away for "
-                    "long, or database.spool_size is too small"
-                )
-            segment = self._current()
-            handle = t.cast("t.BinaryIO", self._handle)
+        with self._appending:
+            self._find_room(len(frames))
+            try:
+                segment, handle = self._writable()
+            except OSError as exc:
+                raise self._refusal(exc) from exc
             try:
                 left = memoryview(frames)
                 while left:
                     left = left[os.write(handle.fileno(), left) :]
                 os.fsync(handle.fileno())
             except OSError as exc:
-                # Nobody was told that these frames are safe; so they must not be found by the next start either.
-                self._take_back(segment)
-                raise SpoolFullError(f"the spool {self._folder} takes nothing more: {exc.strerror or exc}") from exc
-            places = []
-            at = segment.size + _HEAD.size
-            for content in contents:
-                places.append(Place(segment.number, at, len(content)))
-                at += len(content) + _HEAD.size
-            segment.size += len(frames)
-            segment.open += len(contents)
-            segment.frames += len(contents)
+                self._take_back(segment, handle)
+                raise self._refusal(exc) from exc
+            with self._lock:
+                places = []
+                at = segment.size + _HEAD.size
+                for content in contents:
+                    places.append(Place(segment.number, at, len(content)))
+                    at += len(content) + _HEAD.size
+                segment.size += len(frames)
+                segment.open += len(contents)
+                segment.busy = False
             return places
 
     def read(self, place: Place) -> bytes:
         """A content that is not done yet.
 
-        :raises OSError: it can't be read.
+        :raises OSError: it can't be read, or is not what was written.
         """
-        path = self._segments[place.segment].path
-        with path.open("rb") as handle:
-            handle.seek(place.offset)
-            return handle.read(place.length)
+        with self._segments[place.segment].path.open("rb") as handle:
+            handle.seek(place.offset - _HEAD.size)
+            head, content = handle.read(_HEAD.size), handle.read(place.length)
+        if head != _HEAD.pack(place.length, crc32(content)):
+            raise OSError(errno.EIO, f"damaged at {place.offset}", str(self._segments[place.segment].path))
+        return content
 
     def done(self, places: t.Iterable[Place]) -> None:
         """These contents are in the database; a segment of which all are is removed."""
@@ -142,8 +149,7 @@ class Spool:
             for place in places:
                 segment = self._segments[place.segment]
                 segment.open -= 1
-                if segment.open == 0:
-                    self._remove(segment)
+                self._remove(segment)
 
     @property
     def size(self) -> int:
@@ -159,10 +165,8 @@ class Spool:
 
     def close(self) -> None:
         """Close the segment that is written to."""
-        with self._lock:
-            if self._handle is not None:
-                self._handle.close()
-                self._handle = None
+        with self._appending, self._lock:
+            self._let_go()
 
     def _frames(self, segment: _Segment) -> t.Iterator[tuple[Place, bytes]]:
         content = segment.path.read_bytes()
@@ -195,38 +199,73 @@ class Spool:
             handle.write(damage)
         self.damaged += len(damage)
 
-    def _current(self) -> _Segment:
-        newest = self._segments[max(self._segments)] if self._segments else None
-        if self._handle is not None and newest is not None and newest.size < self._most:
-            return newest
-        if self._handle is not None:
-            self._handle.close()
-        number = newest.number + 1 if newest is not None else 1
-        segment = _Segment(number, self._folder / f"{number:016d}.spool")
+    def _find_room(self, wanted: int) -> None:
+        total = self.size
+        if total + wanted > self._limit:
+            raise SpoolFullError(
+                f"the spool {self._folder} has {total} of {self._limit} bytes; the database has been away for long, "
+                "or database.spool_size is too small"
+            )
+
+    def _refusal(self, exc: OSError) -> SpoolFullError:
+        return SpoolFullError(f"the spool {self._folder} takes nothing more: {exc.strerror or exc}")
+
+    def _writable(self) -> tuple[_Segment, t.BinaryIO]:
+        with self._lock:
+            if self._current is not None and self._handle is not None and self._current.size < self._most:
+                self._current.busy = True
+                return self._current, self._handle
+        number = self._newest + 1
+        segment = _Segment(number, self._folder / f"{number:016d}.spool", busy=True)
         # A name that is there already would be of a segment that nobody recovered.
-        self._handle = open(segment.path, "xb", buffering=0)  # noqa: SIM115 - it stays open until the segment is full
-        self._segments[number] = segment
+        handle = t.cast("t.BinaryIO", open(segment.path, "xb", buffering=0))  # noqa: SIM115 - open until it is full
+        with self._lock:
+            self._let_go()
+            self._newest = number
+            self._segments[number] = self._current = segment
+            self._handle = handle
         folder = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-        return segment
+        return segment, handle
 
-    def _take_back(self, segment: _Segment) -> None:
-        handle = t.cast("t.BinaryIO", self._handle)
-        try:
-            os.ftruncate(handle.fileno(), segment.size)
-            handle.seek(segment.size)
-        except OSError:
-            _log.exception("%s can't be cut back to what was acknowledged", segment.path)
+    def _take_back(self, segment: _Segment, handle: t.BinaryIO) -> None:
+        # Nobody was told that these frames are safe; so they must not be found by the next start either.
+        with self._lock:
+            segment.busy = False
+            try:
+                os.ftruncate(handle.fileno(), segment.size)
+                handle.seek(segment.size)
+            except OSError:
+                # What is behind the last good frame is damage to the next start, so nothing may come after it.
+                _log.exception("%s can't be cut back to what was acknowledged; a new one is begun", segment.path)
+                self._let_go()
+            self._remove(segment)
+
+    def _let_go(self) -> None:
+        """Write to the present segment no more."""
+        before, self._current = self._current, None
+        if self._handle is not None:
+            with contextlib.suppress(OSError):
+                self._handle.close()
+            self._handle = None
+        if before is not None:
+            self._remove(before)
 
     def _remove(self, segment: _Segment) -> None:
-        # The newest one stays while it is written to; it is emptied instead, so that numbers only grow.
-        if self._handle is not None and segment.number == max(self._segments):
-            os.ftruncate(self._handle.fileno(), 0)
-            self._handle.seek(0)
-            segment.size = 0
+        """Free a segment's room if nothing in it waits and nothing is being written to it."""
+        if segment.open or segment.busy or segment.number not in self._segments:
             return
-        segment.path.unlink(missing_ok=True)
-        del self._segments[segment.number]
+        try:
+            if segment is self._current and self._handle is not None:
+                os.ftruncate(self._handle.fileno(), 0)
+                self._handle.seek(0)
+                segment.size = 0
+            else:
+                segment.path.unlink(missing_ok=True)
+                del self._segments[segment.number]
+        except OSError:
+            # What is in it is in the database; found again by the next start it changes nothing.
+            _log.exception("%s can't be removed", segment.path)

@@ -1,17 +1,27 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the write queue's records go: one table for each kind, all of a batch in one transaction."""
+"""Where the write queue's records go: one table for each kind, all of a batch in one transaction.
+
+A tool_execution refers to its agent_execution, which has to be there before it. So records of one task have the task's
+id as their key: those of one key are written by one worker, in order.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import typing as t
 
 from psycopg import sql
 
-from .client import Database, DatabaseAway
+from .away import may_pass
+from .client import Database, Statement
 from .records import Record
+
+#: What JSON and Python can have in a text and PostgreSQL can't: NUL, and halves of surrogate pairs.
+_IMPOSSIBLE = re.compile("[\x00\ud800-\udfff]")
 
 #: Table of each kind, and the columns that its records may have beside C(id), with the type that values are cast to.
 TABLES: dict[str, tuple[str, dict[str, str]]] = {
@@ -110,45 +120,61 @@ class PostgresStore:
         self._database = database
 
     async def write(self, records: t.Sequence[Record]) -> None:
-        """Insert all rows in one transaction; one that is there already is left alone.
+        """Insert all rows in one transaction, in order; one that is there already is left alone.
 
         :raises DatabaseAway: nothing was written, or it is not known.
         :raises psycopg.Error, ValueError: a record is wrong; nothing was written.
         """
         statements = [statement(record) for record in records]
-
         async with self._database.transaction() as tx:
-            for text, values in statements:
-                await tx.execute(text, values)
+            await tx.execute_all(statements)
 
     def is_away(self, exc: BaseException) -> bool:
-        """Whether an error of :meth:`write` says that the database is away."""
-        return isinstance(exc, DatabaseAway)
+        """Whether an error of :meth:`write` says nothing against the records: later the same may work."""
+        return may_pass(exc)
 
 
-def statement(record: Record) -> tuple[sql.Composed, dict[str, t.Any]]:
-    """The insert of a record and its values.
+def statement(record: Record) -> Statement:
+    """The insert of a record and its values; characters that PostgreSQL can't store become U+FFFD.
 
     :raises ValueError: it has a column that its kind does not have.
     """
-    table, columns = TABLES[record.kind]
+    _table, columns = TABLES[record.kind]
     unknown = sorted(set(record.values) - set(columns))
     if unknown:
         raise ValueError(f"{record.kind} has no {', '.join(unknown)}")
-    names = sorted(record.values)
-    values = {name: _plain(record.values[name], columns[name]) for name in names}
-    text = sql.SQL("INSERT INTO {table} (id, {columns}) VALUES (%(id)s::uuid, {values}) ON CONFLICT DO NOTHING").format(
+    names = tuple(sorted(record.values))
+    return _insert(record.kind, names), {
+        "id": record.id,
+        **{name: _plain(record.values[name], columns[name]) for name in names},
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _insert(kind: str, names: tuple[str, ...]) -> sql.Composed:
+    table, columns = TABLES[kind]
+    # Everything goes over as text or a number and is cast there: the spool has turned it into JSON's types before.
+    given = {"id": "uuid", **{name: columns[name] for name in names}}
+    return sql.SQL("INSERT INTO {table} ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING").format(
         table=sql.Identifier(table),
-        columns=sql.SQL(", ").join(map(sql.Identifier, names)),
-        values=sql.SQL(", ").join(_cast(name, columns[name]) for name in names),
+        columns=sql.SQL(", ").join(map(sql.Identifier, given)),
+        values=sql.SQL(", ").join(
+            sql.SQL("{value}::{kind}").format(value=sql.Placeholder(name), kind=sql.SQL(cast))
+            for name, cast in given.items()
+        ),
     )
-    return text, {"id": record.id, **values}
-
-
-def _cast(name: str, kind: str) -> sql.Composed:
-    return sql.SQL("{value}::{kind}").format(value=sql.Placeholder(name), kind=sql.SQL(kind))
 
 
 def _plain(value: t.Any, kind: str) -> t.Any:
-    # Everything goes over as text and is cast there: the spool has turned it into JSON's types before.
-    return json.dumps(value, ensure_ascii=False) if kind == "jsonb" and value is not None else value
+    found = _possible(value)
+    return json.dumps(found, ensure_ascii=False) if kind == "jsonb" and found is not None else found
+
+
+def _possible(value: t.Any) -> t.Any:
+    if isinstance(value, str):
+        return _IMPOSSIBLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_possible(key): _possible(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_possible(one) for one in value]
+    return value

@@ -7,28 +7,40 @@ Seed facts 3: 1000 requests, 10 workers, batches of up to 100 flushed at least e
 times, ten milliseconds apart, and then its caller writes by himself. What the original loses (facts in full, 10.3, item
 17) is kept here: the spool outlives a crash, and a batch that fails because the database is away is tried until it is
 there. A long outage fills the disk's share and not memory: of what is beyond the queue's size only its place is kept.
+
+Records of one key are written in order. So nobody writes by himself while others of his key wait, but goes to the disk;
+only when that is full, too, order gives way.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
+import itertools
 import json
+import os
 import pathlib
 import time
 import typing as t
-from dataclasses import asdict, dataclass
+import weakref
+from dataclasses import asdict
 from zlib import crc32
 
 from shannon.services.common import logs, metrics
 
+from .lane import Item, Lane, is_held
 from .records import Record
-from .spool import Place, Spool, SpoolFullError
+from .spool import LONGEST, Place, Spool, SpoolFullError
 
 _log = logs.get(__name__)
 #: Tries and seconds between them before a caller writes by himself.
 TRIES, PAUSE = 3, 0.01
 #: Seconds between two tries of a batch while the database is away, at first and at most.
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
+#: Records of an earlier run that are taken up at a time.
+_TAKEN_UP = 1000
+#: All queues of the process (one for each cell); the metrics are their sums.
+_queues: weakref.WeakSet[WriteQueue] = weakref.WeakSet()
 
 
 class Store(t.Protocol):
@@ -41,14 +53,6 @@ class Store(t.Protocol):
         """Whether an error of :meth:`write` says that the database is away, rather than that a record is wrong."""
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A record that is to be written; one that is only on disk has just its place."""
-
-    record: Record | None
-    place: Place
-
-
 _Placed = tuple[Place, Record]
 
 
@@ -58,6 +62,8 @@ class WriteQueue:
     :param store: where batches go.
     :param spool: where records are until they are there.
     :param dead_letters: a file that takes records which the database refuses, one JSON object a line.
+    :param size: records in memory; beside them each worker has a batch that it has read from the spool.
+    :param flush_interval: seconds that a batch which is not full waits for more.
     """
 
     def __init__(
@@ -75,19 +81,20 @@ class WriteQueue:
         self._spool = spool
         self._dead_letters = pathlib.Path(dead_letters)
         self._size = size
-        self._batch = batch
-        self._flush = flush_interval
-        self._queues: list[asyncio.Queue[_Item]] = [asyncio.Queue() for _worker in range(workers)]
-        self._waiting: list[tuple[Record, asyncio.Future[Place]]] = []
+        self._lanes = [Lane(batch, flush_interval) for _worker in range(workers)]
+        self._waiting: list[tuple[Record, bytes, asyncio.Future[None]]] = []
         self._arrived = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._ended = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._keys: collections.Counter[str] = collections.Counter()  # of records that are not written yet
         self._depth = 0
         self._held = 0  # of them those that are in memory
         self._away = False  # whether the last batch found the database away
-        self._depth_gauge = metrics.gauge("shannon_write_queue_depth", "Records that are not in the database yet.")
-        self._depth_gauge.set_function(lambda: self._depth)
-        metrics.gauge("shannon_write_spool_bytes", "Bytes of the spool on disk.").set_function(lambda: spool.size)
+        _queues.add(self)
+        depth = metrics.gauge("shannon_write_queue_depth", "Records that are not in the database yet.")
+        depth.set_function(lambda: sum(queue._depth for queue in tuple(_queues)))
+        size_on_disk = metrics.gauge("shannon_write_spool_bytes", "Bytes of the spool on disk.")
+        size_on_disk.set_function(lambda: sum(queue._spool.size for queue in tuple(_queues)))
         self._written = metrics.counter("shannon_write_records_total", "Records by what became of them.", ("result",))
         self._seconds = metrics.histogram("shannon_write_flush_seconds", "Seconds that batches took.")
 
@@ -95,24 +102,23 @@ class WriteQueue:
         """Take up what an earlier process left, and begin to write.
 
         :returns: how many records were left.
+        :raises OSError: the spool can't be read.
         """
         left = 0
         loop = asyncio.get_running_loop()
         found = self._spool.recover()
-        while (one := await loop.run_in_executor(None, next, found, None)) is not None:
-            place, raw = one
-            left += 1
-            try:
-                record = Record.decoded(raw)
-            except ValueError as exc:
-                _log.error("a frame of the spool is set aside: %s", exc)
-                self._bury({"raw": raw.decode(errors="replace")}, str(exc))
-                self._spool.done([place])
-                continue
-            self._put(record, place)
+        while some := await loop.run_in_executor(None, lambda: list(itertools.islice(found, _TAKEN_UP))):
+            left += len(some)
+            for place, raw in some:
+                try:
+                    self._put(Record.decoded(raw), place)
+                except ValueError as exc:
+                    _log.error("a frame of the spool is set aside: %s", exc)
+                    if await self._buried({"raw": raw.decode(errors="replace")}, str(exc)):
+                        self._spool.done([place])
         if left:
             _log.info("%d records of an earlier run are written now", left)
-        self._tasks = [asyncio.ensure_future(self._work(queue)) for queue in self._queues]
+        self._tasks = [asyncio.ensure_future(self._work(lane)) for lane in self._lanes]
         self._tasks.append(asyncio.ensure_future(self._keep()))
         return left
 
@@ -120,177 +126,196 @@ class WriteQueue:
         """Take a record; when this returns it is on disk, or, if there was no room, in the database.
 
         :raises SpoolFullError: neither can be had.
+        :raises TypeError, ValueError: JSON can't hold the record.
         """
-        if not self._away:
-            for _turn in range(TRIES):
-                if self._held < self._size:
-                    break
-                await asyncio.sleep(PAUSE)
-            else:
-                if await self._written_directly(record):
-                    return
+        raw = record.encoded()
+        if await self._is_full() and record.key not in self._keys and await self._written_directly(record):
+            return
         try:
-            place = await self._kept(record)
+            await self._kept(record, raw)
         except SpoolFullError as exc:
             if not await self._written_directly(record):
                 raise SpoolFullError(f"{exc}, and the database is away") from exc
-            return
-        self._put(record, place)
 
     async def stop(self, timeout: float) -> int:
         """Write what is there, for so long; what is left stays in the spool.
 
+        :param timeout: seconds.
         :returns: how many records are left.
         """
-        self._stopping.set()
-        self._arrived.set()
+        for lane in self._lanes:
+            lane.end()
         if self._tasks:
-            _done, late = await asyncio.wait(self._tasks, timeout=timeout)
+            *workers, keeper = self._tasks
+            _done, late = await asyncio.wait(workers, timeout=timeout)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+            # Who came until now is still to hear that his record is on disk.
+            self._ended = True
+            self._arrived.set()
+            await asyncio.gather(keeper, return_exceptions=True)
+        self._ended = True
         self._spool.close()
         if self._spool.waiting:
             _log.warning("%d records stay in the spool for the next start", self._spool.waiting)
         return self._spool.waiting
 
-    async def _kept(self, record: Record) -> Place:
-        """Put a record on disk, together with those that come at the same time."""
-        kept: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self._waiting.append((record, kept))
-        self._arrived.set()
-        return await asyncio.shield(kept)
+    async def _is_full(self) -> bool:
+        """Whether memory has no room and won't have in a moment; while the database is away the disk is the place."""
+        for _turn in range(TRIES):
+            if self._away or self._held < self._size:
+                return False
+            await asyncio.sleep(PAUSE)
+        return True
 
-    def _put(self, record: Record, place: Place) -> None:
+    async def _kept(self, record: Record, raw: bytes) -> None:
+        """Put a record on disk, together with those that come at the same time, and in line."""
+        if len(raw) > LONGEST:
+            raise SpoolFullError(f"a record has {len(raw)} bytes, and one of the spool at most {LONGEST}")
+        if self._ended:
+            raise SpoolFullError("the write queue has ended")
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keys[record.key] += 1
+        self._waiting.append((record, raw, kept))
+        self._arrived.set()
+        await asyncio.shield(kept)
+
+    def _put(self, record: Record, place: Place, counted: bool = False) -> None:
         self._depth += 1
+        if not counted:
+            self._keys[record.key] += 1
         held = self._held < self._size
         self._held += held
         # Records of one key always go to the same worker, so they keep their order.
-        worker = self._queues[crc32(record.key.encode()) % len(self._queues)]
-        worker.put_nowait(_Item(record if held else None, place))
+        lane = self._lanes[crc32(record.key.encode(errors="surrogatepass")) % len(self._lanes)]
+        lane.put((place, record) if held else place)
+
+    def _forget(self, records: t.Iterable[Record]) -> None:
+        for record in records:
+            self._keys[record.key] -= 1
+            if self._keys[record.key] <= 0:
+                del self._keys[record.key]
 
     async def _keep(self) -> None:
-        # Whoever comes while an fsync is under way shares the next one.
+        # Whoever comes while an fsync is under way shares the next one. Places are put in line here, not by those who
+        # wait: one of them may be cancelled meanwhile, and his record is on disk all the same.
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             waiting, self._waiting = self._waiting, []
             if waiting:
-                contents = [record.encoded() for record, _kept in waiting]
+                contents = [raw for _record, raw, _kept in waiting]
                 try:
-                    numbers = await loop.run_in_executor(None, self._spool.append, contents)
+                    places = await loop.run_in_executor(None, self._spool.append, contents)
                 except Exception as exc:
-                    for _record, kept in waiting:
-                        if not kept.done():
-                            kept.set_exception(exc)
-                    continue
-                for (_record, kept), number in zip(waiting, numbers, strict=True):
-                    if not kept.done():
-                        kept.set_result(number)
-            if self._stopping.is_set() and not self._waiting:
+                    self._forget(record for record, _raw, _kept in waiting)
+                    for _record, _raw, kept in waiting:
+                        kept.set_exception(exc)
+                        # Who was cancelled does not look.
+                        kept.exception()
+                else:
+                    for (record, _raw, kept), place in zip(waiting, places, strict=True):
+                        self._put(record, place, counted=True)
+                        kept.set_result(None)
+            if self._ended and not self._waiting:
                 return
 
-    async def _work(self, queue: asyncio.Queue[_Item]) -> None:
-        while True:
-            batch = await self._next(queue)
-            if batch:
-                await self._write([(item.place, await self._loaded(item)) for item in batch])
-                self._depth -= len(batch)
-                self._held -= sum(item.record is not None for item in batch)
-            elif self._stopping.is_set():
-                return
+    async def _work(self, lane: Lane) -> None:
+        while items := await lane.next():
+            batch = await self._loaded(items)
+            await self._write(batch)
+            self._forget(record for _place, record in batch)
+            self._depth -= len(items)
+            self._held -= sum(map(is_held, items))
 
-    async def _next(self, queue: asyncio.Queue[_Item]) -> list[_Item]:
-        """The next batch: full, or as old as it may get; empty when the queue is and the service ends."""
-        loop = asyncio.get_running_loop()
-        batch: list[_Item] = []
-        if not self._stopping.is_set():
-            getting = asyncio.ensure_future(queue.get())
-            ending = asyncio.ensure_future(self._stopping.wait())
-            await asyncio.wait({getting, ending}, return_when=asyncio.FIRST_COMPLETED)
-            ending.cancel()
-            if getting.done():
-                batch.append(getting.result())
-            else:
-                getting.cancel()
-        deadline = loop.time() + self._flush
-        while len(batch) < self._batch:
-            try:
-                batch.append(queue.get_nowait())
+    async def _loaded(self, items: t.Sequence[Item]) -> list[_Placed]:
+        if all(map(is_held, items)):
+            return t.cast("list[_Placed]", items)
+        return await asyncio.get_running_loop().run_in_executor(None, self._read, items)
+
+    def _read(self, items: t.Sequence[Item]) -> list[_Placed]:
+        found: list[_Placed] = []
+        for item in items:
+            if not isinstance(item, Place):
+                found.append(item)
                 continue
-            except asyncio.QueueEmpty:
-                pass
-            remaining = deadline - loop.time()
-            if not batch or remaining <= 0 or self._stopping.is_set():
-                break
             try:
-                batch.append(await asyncio.wait_for(queue.get(), remaining))
-            except asyncio.TimeoutError:
-                break
-        return batch
+                found.append((item, Record.decoded(self._spool.read(item))))
+            except (OSError, ValueError) as exc:
+                # It is not done, so its segment stays: the next start looks at it again, and sets damage aside.
+                _log.error("a record of the spool can't be read; it stays there: %s", exc)
+                self._written.labels("unreadable").inc()
+        return found
 
-    async def _loaded(self, item: _Item) -> Record:
-        if item.record is not None:
-            return item.record
-        raw = await asyncio.get_running_loop().run_in_executor(None, self._spool.read, item.place)
-        return Record.decoded(raw)
-
-    async def _write(self, batch: list[_Placed]) -> None:
+    async def _write(self, batch: t.Sequence[_Placed]) -> None:
         wait = FIRST_WAIT
-        while True:
+        while batch:
             started = time.monotonic()
             try:
                 await self._store.write([record for _place, record in batch])
             except Exception as exc:
-                if not self._store.is_away(exc):
-                    self._away = False
-                    await self._one_by_one(batch)
-                    return
-                if not self._away:
-                    _log.warning("%d records wait for the database: %s", self._depth, exc)
-                self._away = True
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
-                continue
+                if self._store.is_away(exc):
+                    if not self._away:
+                        _log.warning("%d records wait for the database: %s", self._depth, exc)
+                    self._away = True
+                    await asyncio.sleep(wait)
+                    wait = min(2 * wait, LONGEST_WAIT)
+                    continue
+                self._away = False
+                if len(batch) == 1:
+                    await self._refused(*batch[0], exc)
+                else:
+                    # One of them is wrong: by halves it is found out which, so that the others are not held up.
+                    middle = len(batch) // 2
+                    await self._write(batch[:middle])
+                    await self._write(batch[middle:])
+                return
             self._away = False
             self._seconds.observe(time.monotonic() - started)
             self._spool.done(place for place, _record in batch)
             self._written.labels("written").inc(len(batch))
             return
 
-    async def _one_by_one(self, batch: list[_Placed]) -> None:
-        """A record of the batch is wrong: find out which, so that the others are not held up."""
-        if len(batch) > 1:
-            for one in batch:
-                await self._write([one])
-            return
-        ((place, record),) = batch
+    async def _refused(self, place: Place, record: Record, exc: Exception) -> None:
+        if await self._set_aside(record, exc):
+            self._spool.done([place])
+
+    async def _written_directly(self, record: Record) -> bool:
+        """Write a record now; whether it is taken care of, rather than the database away.
+
+        :raises SpoolFullError: the database refuses it, and there is no place to set it aside.
+        """
         try:
             await self._store.write([record])
         except Exception as exc:
             if self._store.is_away(exc):
-                await self._write(batch)
-                return
-            _log.error("the database refuses a record of kind %s: %s", record.kind, exc)
-            self._bury(asdict(record), str(exc))
-            self._written.labels("refused").inc()
-        else:
-            self._written.labels("written").inc()
-        self._spool.done([place])
-
-    async def _written_directly(self, record: Record) -> bool:
-        """Write a record now; whether the database was there for it."""
-        try:
-            await self._store.write([record])
-        except Exception as exc:
-            if not self._store.is_away(exc):
-                raise
-            return False
+                return False
+            # One that waits may be what it refers to; or else it is as wrong as in a batch.
+            if record.key in self._keys or not await self._set_aside(record, exc):
+                raise SpoolFullError(f"there is no room for a record, and the database refuses it: {exc}") from exc
+            return True
         self._written.labels("direct").inc()
         return True
 
-    def _bury(self, record: t.Mapping[str, t.Any], error: str) -> None:
+    async def _set_aside(self, record: Record, exc: Exception) -> bool:
+        _log.error("the database refuses a record of kind %s: %s", record.kind, exc)
+        self._written.labels("refused").inc()
+        return await self._buried(asdict(record), str(exc))
+
+    async def _buried(self, record: t.Mapping[str, t.Any], error: str) -> bool:
+        """Keep what can't be written for whoever looks after it; whether that worked."""
         line = json.dumps({"at": time.time(), "error": error, "record": record}, ensure_ascii=False, default=str)
-        with self._dead_letters.open("a", encoding="utf-8") as handle:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._append_letter, line)
+        except OSError as exc:
+            _log.error("%s takes nothing, so a record stays in the spool: %s", self._dead_letters, exc)
+            return False
+        return True
+
+    def _append_letter(self, line: str) -> None:
+        with self._dead_letters.open("a", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(line + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
