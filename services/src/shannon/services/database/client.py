@@ -32,7 +32,7 @@ __all__ = ["Database", "DatabaseAway", "DatabaseBusy", "Params", "Row", "Stateme
 _log = logs.get(__name__)
 #: Seconds between two probes of a breaker that is not closed, at least.
 _PROBE = 0.25
-#: Seconds between two pings when the last one failed: a dead server opens the breaker although nobody calls.
+#: Seconds between two pings once anything failed: a dead server opens the breaker although nobody calls.
 _AGAIN = 1.0
 
 
@@ -64,6 +64,7 @@ class Database:
         self._limit = settings.statement_timeout + SLACK
         self._pool = Pool(name, conninfo, settings)
         self._trouble = asyncio.Event()
+        self._doubtful = True  # whether anything failed since the last ping that was answered
         self._said: bool | None = None
         connections = metrics.gauge("shannon_database_connections", "Connections of the pool.", ("cell", "state"))
         connections.labels(name, "open").set_function(lambda: self._pool.size)
@@ -127,7 +128,7 @@ class Database:
                 _log.warning("PostgreSQL of %s does not answer: %s", self.name, exc)
             self._said = False
             return False
-        self.latency, self.error = time.perf_counter() - started, ""
+        self.latency, self.error, self._doubtful = time.perf_counter() - started, "", False
         if not self._said:
             _log.info("PostgreSQL of %s answers", self.name)
         self._said = True
@@ -179,7 +180,7 @@ class Database:
         """When to ping next, by the loop's clock."""
         if self.breaker.state is not State.CLOSED:
             return max(asked + _PROBE, now + self.breaker.retry_after)
-        return asked + min(self._settings.ping_interval, _AGAIN if self.latency is None else float("inf"))
+        return asked + min(self._settings.ping_interval, _AGAIN if self._doubtful else float("inf"))
 
     @contextlib.asynccontextmanager
     async def _used(self, patience: float) -> t.AsyncIterator[Use]:
@@ -217,6 +218,7 @@ class Database:
                 _log.warning("PostgreSQL of %s takes no writes any more; its connections are dropped", self.name)
                 self._pool.renew()
             if use.away:
+                self._doubtful = True
                 self._trouble.set()
             seconds = time.perf_counter() - started
             self._seconds.labels(self.name, "failure" if use.away else "success").observe(seconds)
