@@ -47,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="take the lab as it is: no fresh deploy, and leave it up")
     parser.add_argument("--runs", type=int, default=5, help="how often status.yml is run (default 5)")
+    parser.add_argument("--leave-up", action="store_true", help="deploy anew, and leave the lab up")
     args = parser.parse_args()
     os.environ["ANSIBLE_CALLBACKS_ENABLED"] = "ansible.posix.profile_tasks"
     if not args.keep:
@@ -61,11 +62,15 @@ def main() -> int:
     print("\n".join(slowest_tasks(output)))
     report("status.yml", [timed("status")[0] for _run in range(args.runs)])
     if not args.keep:
-        for name in lab.DEFINITION["hosts"]:
-            if name.startswith("b"):
-                lab.Host(name).kill()
+        dead = [lab.Host(name) for name in lab.DEFINITION["hosts"] if name.startswith("b")]
+        for host in dead:
+            host.kill()
         report("status.yml, region b dead", [timed("status")[0] for _run in range(args.runs)])
-        lab.run(sys.executable, "lab/lab.py", "down", timeout=300)
+        if args.leave_up:
+            for host in dead:
+                host.start()
+        else:
+            lab.run(sys.executable, "lab/lab.py", "down", timeout=300)
     return 0
 
 

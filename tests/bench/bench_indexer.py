@@ -1,7 +1,10 @@
 """Points a second of the indexer's way into Qdrant, beside a plain upload by qdrant-client, in the same run.
 
-    BENCH_QDRANT_URL=https://127.0.0.1:16333 BENCH_QDRANT_API_KEY=... BENCH_QDRANT_CA=... \
-        tests/bench/bench_indexer.py [--points N] [--dimension N] [--batch N]
+    tests/bench/bench_indexer.py --host a1 [--points N] [--dimension N] [--batch N]
+    BENCH_QDRANT_URL=https://127.0.0.1:16333 BENCH_QDRANT_API_KEY=... BENCH_QDRANT_TLS=CA,CERTIFICATE,KEY \
+        tests/bench/bench_indexer.py
+
+With --host it runs itself on a host of the lab, with the release of the services there and through its data proxy.
 
 The indexer's rows come from memory in the form in which PostgreSQL gives them, so that both sides begin with what they
 would have anyway: texts there, lists of floats here. Both wait until each request is applied, and each has a collection
@@ -15,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import pathlib
 import random
 import ssl
 import statistics
@@ -119,6 +123,32 @@ def forget(client: QdrantClient, cell: str, collections: t.Iterable[str]) -> Non
         client.delete("indexer_positions", models.Filter(must=[condition]))
 
 
+def on_the_lab(args: argparse.Namespace) -> int:
+    """Run this very file on a host of the lab."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
+    import lab
+
+    host = lab.Host(args.host)
+    remote = "/root/shannon-bench-indexer.py"
+    host.sh(f"cat > {remote}", stdin=pathlib.Path(__file__).read_text(encoding="utf-8"))
+    pki = "/etc/shannon/pki"
+    try:
+        print(
+            host.sh(
+                "BENCH_QDRANT_URL=https://127.0.0.1:16333"
+                " BENCH_QDRANT_API_KEY=$(cat /etc/shannon/credentials/vector_indexer/qdrant_api_key)"
+                f" BENCH_QDRANT_TLS={pki}/ca.crt,{pki}/host.crt,{pki}/host.key"
+                f" /opt/shannon/services/current/bin/python {remote} --points {args.points}"
+                f" --dimension {args.dimension} --batch {args.batch} --runs {args.runs}",
+                timeout=900,
+            ),
+            end="",
+        )
+    finally:
+        host.sh(f"rm -f {remote}", check=False)
+    return 0
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,12 +156,20 @@ def main() -> int:
     parser.add_argument("--dimension", type=int, default=1536, help="of the vectors (default %(default)s)")
     parser.add_argument("--batch", type=int, default=500, help="points a request (default %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="of each side, in turn (default %(default)s)")
+    parser.add_argument("--host", help="run on this host of the lab")
     args = parser.parse_args()
+    if args.host:
+        return on_the_lab(args)
     url = os.environ.get("BENCH_QDRANT_URL", "")
     if not url:
-        print("set BENCH_QDRANT_URL, and BENCH_QDRANT_API_KEY and BENCH_QDRANT_CA where needed", file=sys.stderr)
+        print("give --host, or set BENCH_QDRANT_URL (and BENCH_QDRANT_API_KEY, BENCH_QDRANT_TLS)", file=sys.stderr)
         return 2
-    key, authority = os.environ.get("BENCH_QDRANT_API_KEY", ""), os.environ.get("BENCH_QDRANT_CA", "")
+    key = os.environ.get("BENCH_QDRANT_API_KEY", "")
+    verify: ssl.SSLContext | bool = True
+    if files := os.environ.get("BENCH_QDRANT_TLS", ""):
+        authority, certificate, private = files.split(",")
+        verify = ssl.create_default_context(cafile=authority)
+        verify.load_cert_chain(certificate, private)
     chance = random.Random(1)
     payload = {"tenant_id": str(uuid.uuid4()), "session_id": str(uuid.uuid4()), "text": "x" * 200}
     points = [
@@ -139,7 +177,7 @@ def main() -> int:
         for _point in range(args.points)
     ]
     texts = [(i, json.dumps([round(value, 7) for value in vector]), json.dumps(p)) for i, vector, p in points]
-    client = QdrantClient(url=url, api_key=key or None, timeout=60, **({"verify": authority} if authority else {}))
+    client = QdrantClient(url=url, api_key=key or None, timeout=60, verify=verify)
     found: dict[str, list[float]] = {"plain": [], "indexer": []}
 
     async def run_indexer(cell: str, name: str) -> float:
@@ -147,7 +185,6 @@ def main() -> int:
             Row(Position(1, number), name, i, "upsert", vector, text, 0.0)
             for number, (i, vector, text) in enumerate(texts, 1)
         ]
-        verify = ssl.create_default_context(cafile=authority) if authority else True
         async with httpx.AsyncClient(base_url=url, headers={"api-key": key}, verify=verify) as http:
             return await indexed(http, cell, rows, args.batch)
 
