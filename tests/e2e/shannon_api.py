@@ -288,17 +288,17 @@ class Metrics:
             for sample in family.samples
         ]
 
-    def each(self, name: str, /, **labels: str) -> list[tuple[dict[str, str], float]]:
+    def each(self, metric: str, **labels: str) -> list[tuple[dict[str, str], float]]:
         """The series of this name that have these labels."""
         return [
             (found, value)
             for sample, found, value in self.samples
-            if sample == name and all(found.get(label) == wanted for label, wanted in labels.items())
+            if sample == metric and all(found.get(label) == wanted for label, wanted in labels.items())
         ]
 
-    def value(self, name: str, /, **labels: str) -> float:
+    def value(self, metric: str, **labels: str) -> float:
         """The sum of the series of this name that have these labels; 0 when there is none."""
-        return sum(value for _labels, value in self.each(name, **labels))
+        return sum(value for _labels, value in self.each(metric, **labels))
 
     def breakers(self, like: str = "") -> dict[str, float]:
         """State by breaker: 0 closed, 1 half-open, 2 open; those whose names begin so."""
@@ -332,11 +332,11 @@ def levels(*hosts: str) -> dict[str, int]:
     return {name: int(found.value("shannon_degradation_level")) for name, found in orchestrators(*hosts).items()}
 
 
-def grown(before: t.Mapping[str, Metrics], after: t.Mapping[str, Metrics], name: str, /, **labels: str) -> float:
+def grown(before: t.Mapping[str, Metrics], after: t.Mapping[str, Metrics], metric: str, **labels: str) -> float:
     """By how much a counter has grown, on all hosts of both together; a process that was started anew began at 0."""
     total = 0.0
     for host in before.keys() & after.keys():
-        old, new = before[host].value(name, **labels), after[host].value(name, **labels)
+        old, new = before[host].value(metric, **labels), after[host].value(metric, **labels)
         total += new - old if new >= old else new
     return total
 
@@ -508,7 +508,7 @@ def live_events(workflows: t.Sequence[str], host: str = "a1") -> dict[str, list[
     """
     given = json.dumps({"workflows": list(workflows), "password": lab.secret("redis_app")})
     found = json.loads(service_python(host, _STREAMS.format(given=given, pki=PKI)))
-    return {workflow: [(seq, kind) for seq, kind in events] for workflow, events in found.items()}
+    return {workflow: [tuple(event) for event in events] for workflow, events in found.items()}
 
 
 def service_python(host: str, source: str, timeout: float = 60) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import typing as t
 
 import pytest
 
+from shannon.services.common import metrics
 from shannon.services.database.lane import is_held
 from shannon.services.database.records import KINDS, Record
 from shannon.services.database.spool import Spool, SpoolFullError
@@ -350,3 +352,245 @@ def test_what_is_not_written_in_time_stays_for_the_next_start(tmp_path: pathlib.
     database.away = False
     assert asyncio.run(second()) == 0
     assert database.order == [7]
+
+
+# ---- what is beyond memory, and beyond the ordinary
+
+
+def test_segments_are_freed_while_others_are_written(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path, 10**6)
+    before = spool.append([b"before"])
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        spool.done(before)  # would wait forever if it needed what an append holds during its fsync
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    (place,) = spool.append([b"meanwhile"])
+    monkeypatch.undo()
+    assert spool.read(place) == b"meanwhile"
+    spool.done([place])
+    assert (spool.waiting, spool.size) == (0, 0)
+
+
+def test_a_segment_that_cannot_be_cut_back_is_written_to_no_more(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, 10**6)
+    spool.append([b"before"])
+
+    def broken(*_args: t.Any) -> t.NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(os, "ftruncate", broken)
+    with pytest.raises(SpoolFullError, match="Input/output error"):
+        spool.append([b"unsure"])
+    monkeypatch.undo()
+    spool.append([b"later"])
+    spool.close()
+    assert [raw for raw in contents(tmp_path) if raw != b"unsure"] == [b"before", b"later"]
+
+
+def test_a_read_tells_damage(tmp_path: pathlib.Path) -> None:
+    spool = Spool(tmp_path, 10**6)
+    first, second = spool.append([b"first", b"second"])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"second", b"sec0nd"))
+    assert spool.read(first) == b"first"
+    with pytest.raises(OSError, match="damaged"):
+        spool.read(second)
+
+
+def test_order_within_a_key_holds_between_memory_disk_and_what_comes_later(tmp_path: pathlib.Path) -> None:
+    async def go() -> FakeDatabase:
+        rig = Rig(tmp_path, size=4, workers=3, batch=7)
+        await rig.queue.start()
+
+        async def produce(key: int) -> None:
+            for number in range(key, 600, 10):
+                if number // 10 == 20:
+                    rig.database.away = True
+                elif number // 10 == 40:
+                    rig.database.away = False
+                await rig.queue.enqueue(record(number, key=f"k{key}"))
+
+        await asyncio.gather(*(produce(key) for key in range(10)))
+        assert await rig.queue.stop(20) == 0
+        return rig.database
+
+    order = asyncio.run(go()).order
+    assert sorted(order) == list(range(600))
+    for key in range(10):
+        mine = [number for number in order if number % 10 == key]
+        assert mine == sorted(mine)
+
+
+def test_what_an_earlier_run_left_is_not_taken_into_memory(tmp_path: pathlib.Path) -> None:
+    spool = Spool(tmp_path / "spool", 10**6)
+    spool.append([record(number).encoded() for number in range(100)])
+    spool.close()
+
+    async def go() -> FakeDatabase:
+        rig = Rig(tmp_path, size=5)
+        rig.database.away = True
+        assert await rig.queue.start() == 100
+        assert sum(is_held(item) for lane in rig.queue._lanes for item in lane.items) <= 5
+        rig.database.away = False
+        await rig.queue.enqueue(record(100))
+        assert await rig.queue.stop(5) == 0
+        return rig.database
+
+    assert asyncio.run(go()).order == list(range(101))
+
+
+def test_a_record_that_cannot_be_read_back_costs_itself_alone_and_stays(tmp_path: pathlib.Path) -> None:
+    async def go() -> Rig:
+        rig = Rig(tmp_path, size=1, workers=1, flush_interval=5)
+        await rig.queue.start()
+        for number in range(1000, 1004):
+            await rig.queue.enqueue(record(number))
+        (path,) = (tmp_path / "spool").iterdir()
+        path.write_bytes(path.read_bytes().replace(b"1002", b"10_2"))
+        assert await rig.queue.stop(5) == 1
+        return rig
+
+    rig = asyncio.run(go())
+    assert rig.database.order == [1000, 1001, 1003] and rig.spool.waiting == 1
+
+
+def test_what_json_cannot_hold_is_its_callers_mistake_alone(tmp_path: pathlib.Path) -> None:
+    async def go() -> FakeDatabase:
+        rig = Rig(tmp_path)
+        await rig.queue.start()
+        with pytest.raises(TypeError):
+            await rig.queue.enqueue(Record("event_log", "k", {"seq": object()}))
+        await rig.queue.enqueue(record(1))
+        await rig.queue.stop(5)
+        return rig.database
+
+    assert asyncio.run(go()).order == [1]
+
+
+def test_half_a_surrogate_pair_survives_the_spool_and_the_dead_letters(tmp_path: pathlib.Path) -> None:
+    made = Record("event_log", "k\udc00", {"seq": 1, "message": "cut \ud83d"})
+    assert Record.decoded(made.encoded()) == made
+
+    async def go() -> Rig:
+        rig = Rig(tmp_path)
+        rig.database.refused = {1}
+        await rig.queue.start()
+        await rig.queue.enqueue(made)
+        assert await rig.queue.stop(5) == 0
+        return rig
+
+    assert json.loads(asyncio.run(go()).dead.read_text())["record"]["values"]["message"] == "cut \ud83d"
+
+
+def test_a_record_whose_caller_gave_up_holds_no_segment(tmp_path: pathlib.Path) -> None:
+    async def go() -> Rig:
+        rig = Rig(tmp_path)
+        await rig.queue.start()
+        given_up = asyncio.ensure_future(rig.queue.enqueue(record(1)))
+        while not rig.queue._waiting:
+            await asyncio.sleep(0)
+        given_up.cancel()
+        await rig.queue.enqueue(record(2))
+        assert await rig.queue.stop(5) == 0
+        return rig
+
+    rig = asyncio.run(go())
+    assert rig.database.order == [1, 2] and rig.spool.size == 0
+
+
+def test_a_database_that_is_slow_when_memory_is_full_does_not_hold_its_caller_up(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shannon.services.database.write_queue.PATIENCE", 0.01)
+
+    class Hanging(FakeDatabase):
+        def __init__(self) -> None:
+            super().__init__()
+            self.answers = asyncio.Event()
+
+        async def write(self, records: t.Sequence[Record]) -> None:
+            await self.answers.wait()
+            await super().write(records)
+
+    async def go() -> FakeDatabase:
+        database = Hanging()
+        rig = Rig(tmp_path, database, size=1)
+        await rig.queue.start()
+        for number in range(3):
+            await asyncio.wait_for(rig.queue.enqueue(record(number, key=f"k{number}")), 5)
+        database.answers.set()
+        assert await rig.queue.stop(5) == 0
+        return database
+
+    assert sorted(asyncio.run(go()).order) == [0, 1, 2]
+
+
+def test_what_the_database_refuses_directly_is_set_aside_unless_its_predecessor_waits(tmp_path: pathlib.Path) -> None:
+    async def go() -> Rig:
+        rig = Rig(tmp_path, limit=100)
+        rig.database.refused = {1, 3}
+        await rig.queue.start()
+        await rig.queue.enqueue(record(1, key="k" * 100))  # no room on disk
+        rig.queue._keys["waits"] += 1
+        with pytest.raises(SpoolFullError, match="refuses it: violates"):
+            await rig.queue.enqueue(Record("event_log", "waits", {"seq": 3, "message": "x" * 100}))
+        await rig.queue.stop(5)
+        return rig
+
+    (line,) = asyncio.run(go()).dead.read_text().splitlines()
+    assert json.loads(line)["record"]["values"] == {"seq": 1}
+
+
+def test_a_record_that_is_longer_than_any_frame_does_not_go_to_the_disk(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shannon.services.database.write_queue.LONGEST", 200)
+
+    async def go() -> Rig:
+        rig = Rig(tmp_path)
+        await rig.queue.start()
+        long = Record("event_log", "k", {"seq": 1, "message": "x" * 200})
+        await rig.queue.enqueue(long)
+        rig.database.away = True
+        with pytest.raises(SpoolFullError, match="at most 200, and the database is away"):
+            await rig.queue.enqueue(long)
+        assert await rig.queue.stop(5) == 0
+        return rig
+
+    assert asyncio.run(go()).database.order == [1]
+
+
+def test_after_the_end_there_is_only_the_database(tmp_path: pathlib.Path) -> None:
+    async def go() -> FakeDatabase:
+        rig = Rig(tmp_path)
+        await rig.queue.start()
+        await rig.queue.stop(5)
+        await asyncio.wait_for(rig.queue.enqueue(record(1)), 5)
+        rig.database.away = True
+        with pytest.raises(SpoolFullError, match="has ended"):
+            await asyncio.wait_for(rig.queue.enqueue(record(2)), 5)
+        return rig.database
+
+    assert asyncio.run(go()).order == [1]
+
+
+def test_the_metrics_are_of_all_queues_together(tmp_path: pathlib.Path) -> None:
+    async def go() -> float:
+        rigs = [Rig(tmp_path / name, size=9, flush_interval=5) for name in ("a", "b")]
+        gc.collect()  # queues of other tests
+        before = metrics.value("shannon_write_queue_depth")
+        for rig in rigs:
+            await rig.queue.start()
+            await rig.queue.enqueue(record(1))
+        found = metrics.value("shannon_write_queue_depth") - before
+        for rig in rigs:
+            await rig.queue.stop(5)
+        return found
+
+    assert asyncio.run(go()) == 2

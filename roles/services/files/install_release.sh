@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Installs a release of the services from wheels alone, into a folder of its own.
 #   install_release.sh DIGEST KEEP PROGRAM...
 # DIGEST names the release; of the older ones the newest KEEP stay, and the current one always does. PROGRAM... are loaded

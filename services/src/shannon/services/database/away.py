@@ -16,10 +16,12 @@ from shannon.resilience.errors import ResilienceError
 DRIVER: tuple[type[Exception], ...] = (psycopg.Error, OSError, asyncio.TimeoutError)
 #: SQLSTATE of a write on a server that takes none: a primary that was demoted.
 READ_ONLY = "25006"
+#: Those of a prepared statement that the server does not have, or whose table changed since: another connection works.
+UNPREPARED = ("26000", "0A000")
 #: How SQLSTATEs begin with which a server turns everyone away: no connection, shutting down or starting, no room.
 _AWAY = ("08", "57P", "533")
 #: And those after which the same statement may work: deadlocks, resources, locks, timeouts, the server's disks.
-_PASSES = ("08", "40", "53", "55P03", "57", "58", READ_ONLY)
+_PASSES = ("08", "40", "53", "55P03", "57", "58", "26000", READ_ONLY)
 
 
 class DatabaseAway(ResilienceError):

@@ -13,8 +13,8 @@ from psycopg.pq import TransactionStatus
 
 from shannon.resilience.circuit_breaker import CircuitBreaker, Permit
 
-from .away import DRIVER, READ_ONLY, DatabaseAway, is_away
-from .connection import SLACK, Connection, bounded
+from .away import DRIVER, READ_ONLY, UNPREPARED, DatabaseAway, is_away
+from .connection import SLACK, Connection, bounded, cut
 
 Row = dict[str, t.Any]
 Params = t.Sequence[t.Any] | t.Mapping[str, t.Any]
@@ -64,7 +64,8 @@ class Use:
         with self._guarded():
             async with together:
                 for query, params in statements:
-                    await self.connection.execute(query, params)
+                    # What is prepared behind a statement that fails is not there, yet the driver takes it to be.
+                    await self.connection.execute(query, params, prepare=False)
 
     async def begin(self) -> None:
         """Raises as :meth:`fetch`."""
@@ -96,7 +97,11 @@ class Use:
         :returns: what callers are to see: the error itself, or DatabaseAway.
         """
         connection = getattr(self, "connection", None)
-        if getattr(exc, "sqlstate", None) == READ_ONLY:
+        state = getattr(exc, "sqlstate", None)
+        if state in UNPREPARED and connection is not None:
+            # On this connection it would fail again and again.
+            cut(connection)
+        if state == READ_ONLY:
             # By its class an answer to a wrong statement; but our statements are right, on a primary.
             self.demoted = True
             self._permit.failed()

@@ -35,6 +35,8 @@ from .spool import LONGEST, Place, Spool, SpoolFullError
 _log = logs.get(__name__)
 #: Tries and seconds between them before a caller writes by himself.
 TRIES, PAUSE = 3, 0.01
+#: Seconds that he waits for the database then; after them the disk takes the record, too: twice is once.
+PATIENCE = 1.0
 #: Seconds between two tries of a batch while the database is away, at first and at most.
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
 #: Records of an earlier run that are taken up at a time.
@@ -86,6 +88,7 @@ class WriteQueue:
         self._arrived = asyncio.Event()
         self._ended = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._slow: set[asyncio.Task[bool]] = set()  # direct writes that nobody waits for any more
         self._keys: collections.Counter[str] = collections.Counter()  # of records that are not written yet
         self._depth = 0
         self._held = 0  # of them those that are in memory
@@ -129,7 +132,7 @@ class WriteQueue:
         :raises TypeError, ValueError: JSON can't hold the record.
         """
         raw = record.encoded()
-        if await self._is_full() and record.key not in self._keys and await self._written_directly(record):
+        if await self._is_full() and record.key not in self._keys and await self._written_soon(record):
             return
         try:
             await self._kept(record, raw)
@@ -148,9 +151,10 @@ class WriteQueue:
         if self._tasks:
             *workers, keeper = self._tasks
             _done, late = await asyncio.wait(workers, timeout=timeout)
-            for task in late:
+            unfinished = [*late, *self._slow]
+            for task in unfinished:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.gather(*unfinished, return_exceptions=True)
             # Who came until now is still to hear that his record is on disk.
             self._ended = True
             self._arrived.set()
@@ -282,6 +286,18 @@ class WriteQueue:
         if await self._set_aside(record, exc):
             self._spool.done([place])
 
+    async def _written_soon(self, record: Record) -> bool:
+        """As :meth:`_written_directly`, unless the database lets its caller wait."""
+        writing = asyncio.ensure_future(self._written_directly(record))
+        self._slow.add(writing)
+        writing.add_done_callback(self._slow.discard)
+        await asyncio.wait({writing}, timeout=PATIENCE)
+        if writing.done():
+            return writing.result()
+        # What becomes of it does not matter: the record is written, or refused, in its turn.
+        writing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return False
+
     async def _written_directly(self, record: Record) -> bool:
         """Write a record now; whether it is taken care of, rather than the database away.
 
@@ -292,7 +308,7 @@ class WriteQueue:
         except Exception as exc:
             if self._store.is_away(exc):
                 return False
-            # One that waits may be what it refers to; or else it is as wrong as in a batch.
+            # One that waits, perhaps this very one, may be what it refers to; or else it is as wrong as in a batch.
             if record.key in self._keys or not await self._set_aside(record, exc):
                 raise SpoolFullError(f"there is no room for a record, and the database refuses it: {exc}") from exc
             return True
