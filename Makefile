@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine, as root or as a user in the docker group:
-#   make demo    brings the lab up, deploys on it, shows the status
+#   make demo    brings the lab up, deploys on it, shows the status, runs a task through it
 #   make test    every gate; what CI runs
 # They need Python 3.11 or later and make; Docker is installed from the distribution where root may do so.
 # PYTHON=... names another interpreter for the virtual environment.
@@ -19,10 +19,10 @@ env: $(READY) ## the virtual environment with everything that is pinned in requi
 $(READY): requirements.txt tools/make_env.sh
 	@PYTHON="$(PYTHON)" tools/make_env.sh $(VENV)
 
-demo: env lab ## bring the lab up, deploy on it, run a task through it, show who is what
+demo: env lab ## bring the lab up, deploy on it, show who is what, run a task through it
 	ansible-playbook playbooks/site.yml
-	ansible-playbook playbooks/smoke.yml
 	ansible-playbook playbooks/status.yml
+	ansible-playbook playbooks/smoke.yml
 
 lab: env ## bring the lab's hosts up
 	python3 lab/lab.py up

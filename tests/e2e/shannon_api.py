@@ -458,7 +458,7 @@ given = json.loads({given!r})
 connection = psycopg2.connect(
     host="localhost", port=15432, dbname="shannon", user="shannon", password=given["password"], sslmode="verify-full",
     sslrootcert="{pki}/ca.crt", sslcert="{pki}/host.crt", sslkey="{pki}/host.key", connect_timeout=5,
-    options="-c statement_timeout=30s -c default_transaction_read_only=on", application_name="e2e",
+    options="-c statement_timeout=30s -c default_transaction_read_only={read_only}", application_name="e2e",
 )
 connection.autocommit = True
 with connection.cursor() as cursor:
@@ -467,10 +467,10 @@ with connection.cursor() as cursor:
 """
 
 
-def sql(query: str, *parameters: t.Any) -> list[list[t.Any]]:
+def sql(query: str, *parameters: t.Any, read_only: str = "on") -> list[list[t.Any]]:
     """The rows of a query on the cell's PostgreSQL primary, asked through the data proxy of a host that lives."""
     given = {"query": query, "parameters": list(parameters), "password": lab.secret("postgres_app")}
-    source = _SQL.format(given=json.dumps(given), pki=PKI)
+    source = _SQL.format(given=json.dumps(given), pki=PKI, read_only=read_only)
     for name in reversed(DATA_HOSTS["a"]):
         try:
             return t.cast("list[list[t.Any]]", json.loads(lab.Host(name).python(source)))

@@ -19,6 +19,7 @@ import wasmtime
 from shannon_api import Api, status_of, word
 
 import lab
+from shannon.services.orchestrator.chores import ARCHIVE
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -324,6 +325,33 @@ def test_a_session_keeps_its_context(api: Api) -> None:
     assert session in [one["session_id"] for one in api.sessions(limit=100)]
     with Api(services.token(f"stranger-{uuid.uuid4().hex}")) as stranger:
         assert stranger.http.get(f"/api/v1/sessions/{session}").status_code == 404
+
+
+def test_an_expired_session_is_archived_whole_and_a_cancellation_is_in_the_audit_log(api: Api) -> None:
+    """Facts in full, 10.2, item 14: the original writes columns that its tables do not have, so both stay empty."""
+    task = api.run(f"Remember {word()}", "simple", str(uuid.uuid4()))
+    session = task["session_id"]
+    expire = "UPDATE sessions SET expires_at = now() - interval '1 hour' WHERE id = %s RETURNING 1"
+    assert services.sql(expire, session, read_only="off") == [[1]]
+    # The very statement that orchestrators run every ten minutes.
+    assert services.sql(f"{ARCHIVE} RETURNING sessions.id::text", 100, read_only="off") == [[session]]
+    ((count, snapshot),) = services.sql(
+        "SELECT message_count, snapshot_data FROM session_archives WHERE session_id = %s", session
+    )
+    said = [message["content"] for message in snapshot["messages"]]
+    assert (count, said) == (2, [task["query"], task["result"]])
+    assert api.http.get(f"/api/v1/sessions/{session}").status_code == 404
+
+    other = api.submit(f"sum 1 2. Describe {word()}", "standard")["task_id"]
+    api.post(f"/api/v1/tasks/{other}/cancel", {"reason": "a test"})
+    if api.get(f"/api/v1/tasks/{other}")["status"] == "TASK_STATUS_COMPLETED":
+        pytest.skip("the task was completed before it could be cancelled")
+
+    def written() -> bool:
+        rows = services.sql("SELECT action, changes->>'reason' FROM audit_logs WHERE resource_id = %s", other)
+        return rows == [["task.cancel", "a test"]]
+
+    lab.wait_for(written, "the cancellation in the audit log", 30)
 
 
 # ---- two regions

@@ -138,7 +138,7 @@ class WriteQueue:
             await self._kept(record, raw)
         except SpoolFullError as exc:
             if not await self._written_directly(record):
-                raise SpoolFullError(f"{exc}, and the database is away") from exc
+                raise SpoolFullError(f"{exc}, and the database is away") from None
 
     async def stop(self, timeout: float) -> int:
         """Write what is there, for so long; what is left stays in the spool.

@@ -22,7 +22,8 @@ _log = logs.get(__name__)
 _BATCH = 50
 #: Seconds between two looks for expired sessions.
 _SESSIONS = 600.0
-_ARCHIVE = """
+#: Puts expired sessions with their messages into session_archives, and removes them; its parameter is how many.
+ARCHIVE = """
 WITH old AS (
     SELECT id, user_id, expires_at, context, tokens_used FROM sessions
      WHERE expires_at < now() ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
@@ -101,7 +102,7 @@ class Chores:
 
     async def archive_some(self) -> int:
         """Archive and remove some sessions; how many there were."""
-        count = await self._database.execute(_ARCHIVE, (_BATCH,))
+        count = await self._database.execute(ARCHIVE, (_BATCH,))
         self._archived.inc(count)
         return count
 
