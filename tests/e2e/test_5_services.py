@@ -333,8 +333,8 @@ def test_an_expired_session_is_archived_whole_and_a_cancellation_is_in_the_audit
     session = task["session_id"]
     expire = "UPDATE sessions SET expires_at = now() - interval '1 hour' WHERE id = %s RETURNING 1"
     assert services.sql(expire, session, read_only="off") == [[1]]
-    # The very statement that orchestrators run every ten minutes.
-    assert services.sql(f"{ARCHIVE} RETURNING sessions.id::text", 100, read_only="off") == [[session]]
+    # The very statement that orchestrators run every ten minutes; one of them may have come first.
+    assert services.sql(f"{ARCHIVE} RETURNING sessions.id::text", 100, read_only="off") in ([[session]], [])
     ((count, snapshot),) = services.sql(
         "SELECT message_count, snapshot_data FROM session_archives WHERE session_id = %s", session
     )

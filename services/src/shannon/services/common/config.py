@@ -337,7 +337,6 @@ class Database(Section):
     queue_workers: t.Annotated[int, Field(ge=1, le=100)] = 10
     batch_size: t.Annotated[int, Field(ge=1, le=10000)] = 100
     flush_interval: t.Annotated[Duration, Field(gt=0, le=60)] = 1
-    event_flush_interval: t.Annotated[Duration, Field(gt=0, le=60)] = 0.1
     drain_timeout: t.Annotated[Duration, Field(gt=0, le=600)] = 10
     spool_directory: str = "/var/lib/shannon/orchestrator/spool"
     spool_size: t.Annotated[Size, Field(ge=2**20)] = 2**30
