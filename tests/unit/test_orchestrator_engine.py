@@ -286,6 +286,21 @@ def test_another_llm_service_is_asked_and_breakers_keep_count() -> None:
     assert calls == 2
 
 
+def test_calls_at_the_same_time_each_ask_every_llm_service() -> None:
+    """One of two is gone; whose turn is shifted by the others would ask it twice, and never the one that lives."""
+
+    async def run() -> None:
+        async def gone(request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0.01)
+            raise httpx.ConnectError("gone", request=request)
+
+        client = llm_client(Cache(), t.cast(t.Any, gone), answering)
+        answers = await asyncio.gather(*(ask(client, f"question {number}") for number in range(9)))
+        assert all(answer.text and not answer.degraded for answer in answers)
+
+    asyncio.run(run())
+
+
 def test_without_any_an_earlier_answer_of_the_same_tenant_serves() -> None:
     async def go() -> None:
         cache = Cache()

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 
 from shannon.resilience.circuit_breaker import BreakerError, CircuitBreaker
 from shannon.services.common import logs, metrics
+from shannon.services.common.turns import Turns
 
 from .errors import ApiError
 
@@ -60,7 +61,7 @@ class Forwarder:
         self._gateways = gateways
         self._timeout = timeout
         self._idle = idle
-        self._turn = 0
+        self._turns = Turns()
         self._count = metrics.counter(
             "shannon_gateway_forwarded_total", "Requests for cells of another region.", ("region", "result")
         )
@@ -76,9 +77,7 @@ class Forwarder:
         if home is None:
             raise ApiError(503, "unavailable", f"the home of cell {cell} is not known yet; try again", _RETRY_AFTER)
         candidates = self._gateways.get(home, ())
-        self._turn += 1
-        for number in range(len(candidates)):
-            client, breaker = candidates[(self._turn + number) % len(candidates)]
+        for client, breaker in self._turns.order(candidates):
             outgoing = _Body(request)
             try:
                 answer = await breaker.call_async(self._send, client, request, outgoing)

@@ -20,6 +20,7 @@ from shannon.resilience.circuit_breaker import BreakerError, CircuitBreaker
 from shannon.resilience.errors import ResilienceError
 from shannon.services.common import logs, metrics
 from shannon.services.common.logs import request_id
+from shannon.services.common.turns import Turns
 
 _log = logs.get(__name__)
 _KEY = "shannon:answer:"
@@ -74,7 +75,7 @@ class LlmClient:
         self._cache = cache
         self._cache_breaker = cache_breaker
         self._ttl = ttl
-        self._turn = 0
+        self._turns = Turns()
         self._kept: collections.OrderedDict[str, Answer] = collections.OrderedDict()
         self._calls = metrics.counter("shannon_llm_calls_total", "Completions by what came of them.", ("result",))
 
@@ -99,9 +100,7 @@ class LlmClient:
         key = self._key(tenant, purpose, tools, messages[-1]["content"])
         body = {"messages": list(messages), "purpose": purpose, "tools": list(tools), "tenant_id": tenant}
         problems: list[str] = []
-        self._turn += 1
-        for number in range(len(self._services)):
-            client, breaker = self._services[(self._turn + number) % len(self._services)]
+        for client, breaker in self._turns.order(self._services):
             try:
                 answer = await breaker.call_async(self._ask, client, body, timeout)
             except httpx.HTTPStatusError as exc:

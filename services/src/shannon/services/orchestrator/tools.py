@@ -20,6 +20,7 @@ from shannon.resilience.errors import ResilienceError
 from shannon.services.common import breakers, logs
 from shannon.services.common.deployment import Tls
 from shannon.services.common.grpc_client import NoEndpointError, Pool
+from shannon.services.common.turns import Turns
 from shannon.services.database.client import Database, Row
 from shannon.services.proto import shannon_pb2 as pb
 from shannon.services.proto import shannon_pb2_grpc as stubs
@@ -79,7 +80,7 @@ class AgentCores:
         self._endpoints = list(endpoints)
         self._pools = [Pool([place], tls, "agent-core", caller, stubs.AgentCoreStub) for place in endpoints]
         self._health = [Pool([place], tls, "agent-core", caller, health_pb2_grpc.HealthStub) for place in endpoints]
-        self._turn = 0
+        self._turns = Turns()
         self._known: list[Tool] = []
         self._listed = float("-inf")
 
@@ -178,10 +179,8 @@ class AgentCores:
             await pool.close()
 
     async def _anywhere(self, work: t.Callable[[Pool], t.Awaitable[t.Any]]) -> t.Any:
-        self._turn += 1
         problems: list[str] = []
-        count = len(self._pools)
-        for pool in [self._pools[(self._turn + number) % count] for number in range(count)]:
+        for pool in self._turns.order(self._pools):
             try:
                 return await work(pool)
             except NoEndpointError as exc:

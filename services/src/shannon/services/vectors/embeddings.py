@@ -20,6 +20,7 @@ from shannon.resilience.circuit_breaker import BreakerError, CircuitBreaker
 from shannon.resilience.errors import ResilienceError
 from shannon.services.common import metrics
 from shannon.services.common.config import Embeddings as Settings
+from shannon.services.common.turns import Turns
 
 Vector = list[float]
 _REDIS_ERRORS = (redis.exceptions.RedisError, OSError, TimeoutError, BreakerError)
@@ -63,7 +64,7 @@ class EmbeddingClient:
         self._cache = cache
         self._cache_breaker = cache_breaker
         self._clock = clock
-        self._turn = 0
+        self._turns = Turns()
         self._local: collections.OrderedDict[str, tuple[float, Vector]] = collections.OrderedDict()
         self._requests = metrics.counter(
             "shannon_embedding_requests_total", "Embeddings by where they came from.", ("model", "status")
@@ -144,9 +145,7 @@ class EmbeddingClient:
 
     async def _from_service(self, texts: list[str]) -> list[Vector]:
         problems = []
-        self._turn += 1
-        for number in range(len(self._services)):
-            client, breaker = self._services[(self._turn + number) % len(self._services)]
+        for client, breaker in self._turns.order(self._services):
             try:
                 with self._seconds.time():
                     answer = await breaker.call_async(self._ask, client, texts)
