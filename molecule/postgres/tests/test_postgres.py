@@ -259,6 +259,15 @@ def test_the_unit_is_hardened(member: t.Any) -> None:
     assert set(shown.split()) == {"NoNewPrivileges=yes", "ProtectSystem=strict", "ProtectHome=yes", "PrivateTmp=yes"}
 
 
+def test_a_connection_to_a_dead_host_is_given_up_soon(member: t.Any) -> None:
+    # TCP_USER_TIMEOUT, in milliseconds, is what ends a connection's first packets; only libpq's service file sets it.
+    pid = member.file("/var/lib/shannon/postgres/main/data/postmaster.pid").content_string.split()[0]
+    assert "PGSERVICE=shannon" in member.file(f"/proc/{pid}/environ").content_string.split("\0")
+    wait = member.file("/etc/shannon/postgres/pg_service.conf").content_string
+    assert "[shannon]" in wait
+    assert "tcp_user_timeout=3000" in wait
+
+
 def test_the_distribution_has_no_cluster_of_its_own(member: t.Any) -> None:
     assert member.run("pg_lsclusters --no-header").stdout == ""
     assert not member.service("postgresql").is_running
