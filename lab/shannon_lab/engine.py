@@ -75,7 +75,7 @@ def _install() -> None:
             f"Docker is not installed, and this tool installs it on Debian and Ubuntu only (here: {distribution()}). "
             "Install Docker Engine (https://docs.docker.com/engine/install/), then run this again"
         )
-    say("Docker is not installed: installing docker.io from the distribution")
+    say("Docker's daemon is not installed: installing docker.io from the distribution")
     packages = ["docker.io", "iptables"]
     apparmor = pathlib.Path("/sys/module/apparmor/parameters/enabled")
     if apparmor.exists() and apparmor.read_text().startswith("Y"):
@@ -162,7 +162,7 @@ def _start(reason: str) -> dict[str, t.Any]:
         return _wait_for_daemon(None)
     clear_stale_pid_file(CONTAINERD_PID_FILE, "containerd")
     if not shutil.which("dockerd"):
-        raise LabError("the docker client is installed but dockerd is not; install the package docker.io")
+        _install()  # a client on its own, as development machines have it
     say(f"no init system runs here: starting dockerd in the background (its log: {OWN_LOG})")
     with OWN_LOG.open("ab") as log:
         child = subprocess.Popen(

@@ -142,6 +142,8 @@ def _postgres_member(host: str, answer: Answer | None, written: int | None, now:
         "timeline": answer.get("timeline"),
         "lag_bytes": lag_bytes,
         "lag_seconds": lag_seconds,
+        "received": max(int(wal.get("received_location") or 0), int(wal.get("replayed_location") or 0)) or None,
+        "replayed_at": _timestamp(wal.get("replayed_timestamp")),
         "healthy": running and (role == "primary" or state in STREAMING_STATES),
         "synchronous": bool(answer.get("sync_standby") or answer.get("quorum_standby")),
         "pending_restart": bool(answer.get("pending_restart")),
@@ -309,6 +311,17 @@ def _certificate(seen: Observations) -> dict[str, t.Any] | None:
         return None
     host, end = min(seen.certificates.items(), key=lambda pair: pair[1])
     return {"host": host, "not_after": end.strftime("%Y-%m-%dT%H:%M:%SZ"), "days": (end - seen.at).days}
+
+
+def _timestamp(stamp: str | None) -> float | None:
+    """Seconds since 1970."""
+    try:
+        then = datetime.fromisoformat(stamp) if stamp else None
+    except ValueError:
+        return None
+    if then is None:
+        return None
+    return (then if then.tzinfo else then.replace(tzinfo=timezone.utc)).timestamp()
 
 
 def _seconds_since(stamp: str | None, now: datetime) -> float | None:

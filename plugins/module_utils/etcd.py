@@ -9,6 +9,8 @@ Reads are linearizable: without a quorum there is no answer, never an old one.
 from __future__ import annotations
 
 import base64
+import http.client
+import json
 import queue
 import ssl
 import threading
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 
 from .concurrently import gather
 from .errors import EndpointError, ResilienceError
-from .http_client import JsonEndpoint
+from .http_client import JsonEndpoint, describe
 
 #: The gateway's prefixes, newest first: etcd 3.4 and later, then 3.3 (Ubuntu 22.04).
 PREFIXES = ("/v3", "/v3beta")
@@ -251,6 +253,48 @@ class EtcdClient:
         """End a lease and delete its keys; fine when it has ended already."""
         path = "/kv/lease/revoke"  # the one path that 3.3, 3.4 and 3.5 share
         self._call(path, {"ID": str(lease)}, tolerated=("lease not found",))
+
+    # -- watching ------------------------------------------------------------------------------------------------
+
+    def watch(self, prefixes: t.Sequence[str], seconds: float) -> bool:
+        """Wait until a key below one of the prefixes changes, or the time is up.
+
+        What changed before the watch was set up is not seen, so look once more after a first watch, or at times anyway.
+
+        :returns: whether something changed.
+        :raises ResilienceError: no member can watch, or the one that did is gone.
+        """
+        if self._good is None:
+            self.range(prefixes[0])
+        member = self._good
+        if member is None:
+            raise NoQuorumError(self.name, {})
+        deadline = time.monotonic() + seconds
+        connection = self._json(member, self.timeout).connection()
+        path = (self._prefixes.get(member) or PREFIXES[0]) + "/watch"
+        asked = "".join(json.dumps({"create_request": _prefixed(prefix)}) + "\n" for prefix in prefixes)
+        try:
+            connection.request("POST", path, body=asked.encode(), headers={"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            while (left := deadline - time.monotonic()) > 0:
+                if connection.sock is not None:
+                    connection.sock.settimeout(left)
+                line = answer.readline()
+                if not line:
+                    raise ConnectionError("the watch was closed")
+                result = json.loads(line).get("result") or {}
+                if result.get("events"):
+                    return True
+                if result.get("canceled"):
+                    raise ConnectionError("the watch was cancelled")
+            return False
+        except (OSError, http.client.HTTPException, ValueError) as exc:
+            if time.monotonic() >= deadline:
+                return False
+            self._good = None
+            raise EndpointError(member.host, member.port, "a watch", describe(exc)) from exc
+        finally:
+            connection.close()
 
     # -- the cluster ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import socket
 import time
 import typing as t
@@ -24,6 +25,12 @@ _FORCED_DRAIN = 0x08
 READY = "ready"
 DRAIN = "drain"
 MAINTENANCE = "maint"
+
+#: The words of the map that the edge's Lua action reads: requests wait, or wait only for a usable server.
+HOLD = "hold"
+WAIT = "wait"
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
+_TRACKED = re.compile(r"^0x[0-9a-f]+: key=(?P<key>\S+) .*\bconn_cur=(?P<open>\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,86 @@ class RuntimeApi:
             handle.write(text + "\n")
         os.replace(fresh, path)
 
+    # -- held requests -------------------------------------------------------------------------------------------
+
+    def words(self, path: str) -> dict[str, str]:
+        """What a map says, by its keys.
+
+        :param path: the map's file, as the configuration names it.
+        """
+        said = self.command(f"show map {path}")
+        found: dict[str, str] = {}
+        for line in said.splitlines():
+            words = line.split()
+            if len(words) != 3 or not words[0].startswith("0x"):
+                raise ResilienceError(f"HAProxy on {self.path} does not say what is in the map {path}: {line}")
+            found[words[1]] = words[2]
+        return found
+
+    def held(self, path: str) -> set[str]:
+        """The cells whose requests wait, by the map that says so."""
+        return {cell for cell, word in self.words(path).items() if word.startswith(f"{HOLD}-")}
+
+    def hold(self, path: str, cell: str, until: float) -> None:
+        """Let a cell's requests wait; said again it sets a new end.
+
+        :param until: seconds since 1970 after which the word is void, so that nobody's death holds a cell for ever.
+        """
+        self._say(path, cell, f"{HOLD}-{until:.3f}")
+
+    def release(self, path: str, cell: str, until: float | None = None) -> None:
+        """Let a cell's requests go; fine when they don't wait.
+
+        :param until: seconds since 1970 up to which requests still wait while their backend has no usable server;
+            None: such requests are refused at once.
+        """
+        if until is not None:
+            self._say(path, cell, f"{WAIT}-{until:.3f}")
+        elif (said := self.command(f"del map {path} {_word(cell)}")) and "not found" not in said.lower():
+            raise ResilienceError(f"HAProxy on {self.path} did not release {cell}: {said}")
+
+    def in_flight(self, backend: str) -> int:
+        """Requests that a backend has now, answered or not; an event stream counts while it is open.
+
+        :raises ResilienceError: there is no such backend.
+        """
+        found = self.sessions().get(backend)
+        if found is None:
+            raise ResilienceError(f"HAProxy on {self.path} has no backend {backend}")
+        return found
+
+    def sessions(self) -> dict[str, int]:
+        """For each backend the requests that it has now."""
+        said = self.command("show stat -1 2 -1")
+        if not said.startswith("# pxname,"):
+            raise ResilienceError(f"HAProxy on {self.path} does not say its backends' sessions: {said[:200]}")
+        return {row["pxname"]: int(row["scur"] or 0) for row in csv.DictReader(io.StringIO(said[2:]))}
+
+    def tracked(self, table: str) -> dict[str, int]:
+        """What a stick table counts as open now (C(conn_cur)), by key."""
+        said = self.command(f"show table {_word(table)}")
+        if not said.startswith("# table:"):
+            raise ResilienceError(f"HAProxy on {self.path} does not say what is in the table {table}: {said[:200]}")
+        return {found["key"]: int(found["open"]) for found in _TRACKED.finditer(said)}
+
+    def _say(self, path: str, key: str, word: str) -> None:
+        # "set" knows only keys that are there, and "add" would make a second one of the same name.
+        said = self.command(f"set map {path} {_word(key)} {word}")
+        if "not found" in said.lower():
+            said = self.command(f"add map {path} {key} {word}")
+        if said:
+            raise ResilienceError(f"HAProxy on {self.path} did not take '{word}' for {key} into the map {path}: {said}")
+
     def _do(self, text: str) -> None:
         said = self.command(text)
         if said:
             raise ResilienceError(f"HAProxy on {self.path} refused '{text}': {said}")
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise ResilienceError(f"{text!r} is no name for HAProxy's runtime API")
+    return text
 
 
 def _admin(state: int) -> str:

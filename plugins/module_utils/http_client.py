@@ -45,12 +45,7 @@ class JsonEndpoint:
 
         :raises EndpointError: no connection, no TLS, or no complete answer within the timeout.
         """
-        limit = self.timeout if timeout is None else timeout
-        connection: http.client.HTTPConnection
-        if self.context is None:
-            connection = http.client.HTTPConnection(self.host, self.port, timeout=limit)
-        else:
-            connection = http.client.HTTPSConnection(self.host, self.port, timeout=limit, context=self.context)
+        connection = self.connection(timeout)
         headers = {"Accept": "application/json", **self.headers}
         payload = None
         if body is not None:
@@ -66,6 +61,13 @@ class JsonEndpoint:
         finally:
             connection.close()
         return Response(status, _decode(raw))
+
+    def connection(self, timeout: float | None = None) -> http.client.HTTPConnection:
+        """A connection that is not open yet, for an answer that comes in parts."""
+        limit = self.timeout if timeout is None else timeout
+        if self.context is None:
+            return http.client.HTTPConnection(self.host, self.port, timeout=limit)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=limit, context=self.context)
 
     def expect(
         self,

@@ -102,11 +102,11 @@ class Registry:
     def get(self, cell: str) -> CellRecord | None:
         """A cell's record; None when the registry does not know the cell."""
         found = self.client.get(CELLS + _checked_cell(cell))
-        return None if found is None else _record(found)
+        return None if found is None else record_of(found)
 
     def records(self) -> dict[str, CellRecord]:
         """All cells that the registry knows, by name."""
-        return {record.cell: record for record in map(_record, self.client.range(CELLS))}
+        return {record.cell: record for record in map(record_of, self.client.range(CELLS))}
 
     def history(self, cell: str) -> list[HistoryEntry]:
         """All changes of a cell, the oldest first."""
@@ -137,7 +137,7 @@ class Registry:
                 "deleted the record. Read the history with registry_cell_info, then put the record back with etcdctl "
                 "or restore a snapshot of the registry."
             )
-        return _record(there[0]), bool(begun) and _entry(begun[0]).id == entry.id
+        return record_of(there[0]), bool(begun) and _entry(begun[0]).id == entry.id
 
     def compare_and_swap(
         self,
@@ -179,7 +179,7 @@ class Registry:
         there, written = outcome.reads
         if written and _entry(written[0]).id == entry.id:
             return replace(new, revision=written[0].mod_revision)
-        raise self._conflict(expected, _record(there[0]) if there else None)
+        raise self._conflict(expected, record_of(there[0]) if there else None)
 
     def _new_entry(
         self, record: CellRecord, previous_home: str | None, reason: str, operator: str, overrides: t.Sequence[str]
@@ -254,7 +254,11 @@ def _history_key(cell: str, epoch: int, revision: int | None = None) -> str:
     return key if revision is None else f"{key}.{revision:0{_REVISION_DIGITS}d}"
 
 
-def _record(found: KeyValue) -> CellRecord:
+def record_of(found: KeyValue) -> CellRecord:
+    """A record from its key.
+
+    :raises ResilienceError: somebody wrote it by hand, and wrong.
+    """
     value = _mapping(found)
     try:
         return CellRecord(

@@ -51,6 +51,7 @@ HOST_PORTS: dict[str, int] = {
     "agent_core_metrics": 2113,
     "vector_indexer_metrics": 2114,
     "edge_agent_metrics": 2115,
+    "region_agent": 8443,
     "edge_https": 443,
     "edge_stats": 18405,
 }
@@ -68,6 +69,8 @@ CELL_PORT_STEP = 10
 
 #: Which ports of a host the other hosts of the topology may reach, by component.
 _HOST_OPENINGS: dict[str, tuple[str, ...]] = {
+    "postgres": ("region_agent",),
+    "redis": ("region_agent",),
     "etcd": ("etcd_client", "etcd_peer"),
     "registry": ("registry_client", "registry_peer"),
     "qdrant": ("qdrant_http", "qdrant_p2p"),
@@ -194,7 +197,7 @@ def _openings(components: list[str], host_ports: t.Mapping[str, int], cells: lis
     wanted = [host_ports[port] for component in components for port in _HOST_OPENINGS.get(component, ())]
     for cell in cells:
         wanted += [cell["ports"][port] for component in components for port in _CELL_OPENINGS.get(component, ())]
-    return sorted(wanted)
+    return sorted(set(wanted))
 
 
 def _check_regions(regions: t.Any, where: str) -> list[str]:

@@ -16,7 +16,12 @@ HEAD = (
 
 
 class FakeHaproxy:
-    """Servers with an admin state (bits as in HAProxy's documentation) and a health check that is on or off."""
+    """Servers with an admin state (bits as in HAProxy's documentation) and a health check that is on or off.
+
+    :ivar map: the one map that it has, at C(map_path); a restart empties it.
+    :ivar sessions: requests by backend.
+    :ivar streams: open event streams by backend.
+    """
 
     def __init__(self, path: pathlib.Path, servers: t.Sequence[tuple[str, str]]) -> None:
         self.path = str(path)
@@ -24,6 +29,10 @@ class FakeHaproxy:
         self.servers = {server: {"op": 2, "admin": 0, "check": 0x6} for server in servers}
         self.commands: list[str] = []
         self.refusal = ""
+        self.map_path = "/etc/shannon/edge/hold.map"
+        self.map: dict[str, str] = {}
+        self.sessions = {backend: 0 for backend, _name in servers}
+        self.streams: dict[str, int] = {}
         outer = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -41,6 +50,7 @@ class FakeHaproxy:
     def restart(self) -> None:
         """As systemd would: another process, that knows nothing."""
         self.pid += 1
+        self.map.clear()
         for state in self.servers.values():
             state.update(op=2, admin=0, check=0x6)
 
@@ -62,6 +72,19 @@ class FakeHaproxy:
                 row += [state["check"], 0, 0, 0, "-", 8080, "-", 1, 0, "-", "-", 0]
                 lines.append(" ".join(map(str, row)))
             return "\n".join(lines) + "\n"
+        if text == "show stat -1 2 -1":
+            rows = [f"{name},BACKEND,0,0,{count},9" for name, count in self.sessions.items()]
+            return "\n".join(["# pxname,svname,qcur,qmax,scur,smax", *rows]) + "\n"
+        if text == "show table streams":
+            rows = [
+                f"0x55d{number}: key={name} use=1 exp=0 shard=0 conn_cur={count}"
+                for number, (name, count) in enumerate(self.streams.items())
+            ]
+            return "\n".join(["# table: streams, type: string, size:128, used:1", *rows]) + "\n"
+        if text.startswith("show table"):
+            return "No such table\n"
+        if words[1] == "map":
+            return self.answer_map(words)
         if self.refusal:
             return self.refusal
         target = next(word for word in words if "/" in word)
@@ -72,4 +95,22 @@ class FakeHaproxy:
             state["op"] = 2
         elif words[1] == "health":
             state["check"] = 0x6 if words[0] == "enable" else 0x2
+        return ""
+
+    def answer_map(self, words: list[str]) -> str:
+        """As HAProxy 2.6 says it."""
+        verb, _map, path, *entry = words
+        if path != self.map_path:
+            return "Unknown map identifier. Please use #<id> or <file>.\n"
+        if verb == "show":
+            return "".join(
+                f"0x5615b678c{number:03} {key} {word}\n" for number, (key, word) in enumerate(self.map.items())
+            )
+        if verb == "set" and entry[0] not in self.map:
+            return "entry not found.\n"
+        if verb == "add" and entry[0] in self.map:
+            raise AssertionError("HAProxy would have two entries of one key")
+        if verb == "del":
+            return "" if self.map.pop(entry[0], None) else "Key not found.\n"
+        self.map[entry[0]] = entry[1]
         return ""

@@ -69,6 +69,47 @@ def test_an_unknown_state_and_a_second_command_are_refused_here(proxy: FakeHapro
         api.command("show info; show stat")
 
 
+def test_a_cell_is_held_until_it_is_released(proxy: FakeHaproxy) -> None:
+    api = haproxy.RuntimeApi(proxy.path)
+    assert api.held(proxy.map_path) == set()
+    api.hold(proxy.map_path, "main", 1800000000.25)
+    assert proxy.map == {"main": "hold-1800000000.250"}
+    assert api.held(proxy.map_path) == {"main"}
+    api.hold(proxy.map_path, "main", 1800000009)
+    assert proxy.map == {"main": "hold-1800000009.000"}, "the later end replaces the former"
+    api.release(proxy.map_path, "main", 1800000010)
+    assert api.held(proxy.map_path) == set()
+    assert api.words(proxy.map_path) == {"main": "wait-1800000010.000"}
+    api.release(proxy.map_path, "main")
+    assert proxy.map == {}
+    api.release(proxy.map_path, "main")
+
+
+def test_an_edge_that_can_hold_nothing_says_so(proxy: FakeHaproxy) -> None:
+    api = haproxy.RuntimeApi(proxy.path)
+    for attempt in (
+        lambda: api.held("/no.map"),
+        lambda: api.hold("/no.map", "main", 1.0),
+        lambda: api.release("/no.map", "main"),
+    ):
+        with pytest.raises(ResilienceError, match="Unknown map identifier"):
+            attempt()
+    with pytest.raises(ResilienceError, match="is no name"):
+        api.hold(proxy.map_path, "main word", 1.0)
+
+
+def test_what_runs_is_counted(proxy: FakeHaproxy) -> None:
+    proxy.sessions["cell_main"] = 7
+    proxy.streams["cell_main"] = 3
+    api = haproxy.RuntimeApi(proxy.path)
+    assert api.in_flight("cell_main") == 7
+    assert api.tracked("streams") == {"cell_main": 3}
+    with pytest.raises(ResilienceError, match="has no backend cell_other"):
+        api.in_flight("cell_other")
+    with pytest.raises(ResilienceError, match="the table others: No such table"):
+        api.tracked("others")
+
+
 def test_a_socket_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ResilienceError, match=r"nowhere\.sock .* Is it running"):
         haproxy.RuntimeApi(str(tmp_path / "nowhere.sock")).servers()

@@ -1,19 +1,27 @@
-"""The edge takes TLS, says 503 while no gateway is there, and obeys its runtime API through a reload and a restart."""
+"""The edge takes TLS, says 503 without a gateway, holds requests, and obeys its runtime API through a restart."""
 
 from __future__ import annotations
 
 testinfra_hosts = ["mw1"]
 SOCKET = "/run/shannon-edge/admin.sock"
+MAP = "/etc/shannon/edge/hold.map"
 CURL = "curl -s -o /dev/null -w '%{http_code}' --cacert /etc/shannon/pki/ca.crt"
+TIMED = "curl -s -o /dev/null -w '%{time_total} %{http_code}' --cacert /etc/shannon/pki/ca.crt"
+ADDRESS = "https://mw1/health --resolve mw1:443:127.0.0.1"
 
 
-def said(host, command):
-    """What HAProxy answers to a command of its runtime API."""
+def talk(command):
+    """The shell's command that gives HAProxy a command of its runtime API, and prints the answer."""
     script = (
         "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
         "s.sendall(sys.argv[2].encode()+b'\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
     )
-    return host.check_output(f'python3 -c "{script}" {SOCKET} "{command}"')
+    return f'python3 -c "{script}" {SOCKET} "{command}"'
+
+
+def said(host, command):
+    """What HAProxy answers to a command of its runtime API."""
+    return host.check_output(talk(command))
 
 
 def admin_states(host):
@@ -72,3 +80,27 @@ def test_what_a_server_was_told_survives_a_reload_and_a_restart(host):
         assert not found["b_mb1"] & 1, verb
     said(host, "set server cell_main/a_ma1 state ready")
     host.check_output("rm /var/lib/shannon-edge/servers.state")
+
+
+def test_requests_wait_while_their_cell_is_held(host):
+    """A server that counts as up and isn't refuses what is released, so the time says how long it waited."""
+    now = int(host.check_output("date +%s"))
+    said(host, "disable health cell_main/a_ma1")
+    said(host, "set server cell_main/a_ma1 health up")
+    for protocol in ("--http1.1", "--http2"):
+        said(host, f"add map {MAP} main hold-{now + 60}")
+        command = f"{TIMED} {protocol} -d x=1 {ADDRESS}"
+        answer = host.check_output(f"(sleep 2; {talk(f'del map {MAP} main')} >/dev/null) & {command}; wait")
+        waited, status = answer.split()
+        assert status == "503", protocol
+        assert 1 < float(waited) < 10, protocol
+    said(host, "enable health cell_main/a_ma1")
+
+
+def test_a_word_whose_time_is_over_holds_nobody(host):
+    now = int(host.check_output("date +%s"))
+    said(host, f"add map {MAP} main hold-{now - 1}")
+    waited, status = host.check_output(f"{TIMED} {ADDRESS}").split()
+    said(host, f"del map {MAP} main")
+    assert status == "503"
+    assert float(waited) < 5

@@ -14,6 +14,10 @@ A Redis that was a primary when its host died must not come back as one while an
 Sentinels of the group are asked first, and of those that differ the one with the highest epoch is believed. Only when
 none of them answers does it start as what it was; C(min-replicas-to-write) keeps it from taking writes alone.
 
+Where a region agent runs, its word comes first: it has asked the registry which region is the cell's home. Only the
+home's Sentinels are believed then, and outside the home nothing starts as a primary. Without a word in time an instance
+starts as a follower of nobody, which takes no writes; the agent promotes it if it must.
+
 A primary whose data is gone would wipe its replicas. It does not start while one of them still has data: the Sentinels
 then promote that one, and at its next try this instance starts as its replica.
 """
@@ -23,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import typing as t
 from collections import Counter
 from pathlib import Path
@@ -42,6 +47,13 @@ STATE = Path("/var/lib/shannon")
 #: Seconds that each Sentinel or Redis has to answer; all are asked at once.
 ANSWER_WITHIN = 1.5
 HOME_PRIORITY = 100
+#: Where the region agent leaves its word, and how old that may be. Its unit says whether there is an agent.
+WORDS = Path("/run/shannon-region-agent")
+AGENT_UNIT = Path("/etc/systemd/system/shannon-region-agent.service")
+FRESH = 10.0
+WORD_WITHIN = 30.0
+#: Whom an instance follows that must take no writes: nobody listens there.
+NOBODY = ("127.0.0.1", 1)
 LEARNED = ("sentinel myid", "sentinel current-epoch")
 LEARNED_OF_CELL = ("leader-epoch", "known-replica", "known-slave", "known-sentinel")
 
@@ -53,8 +65,28 @@ class Refusal(ResilienceError):
     """It is not safe to start now; the unit tries again."""
 
 
-def views_of_sentinels(settings: Settings, context: ssl.SSLContext) -> list[SentinelView]:
-    """What the other Sentinels that answer say of the cell's primary."""
+def agents_word(cell: str, seconds: float = WORD_WITHIN) -> Settings | None:
+    """What the region agent says of the cell; None when it says nothing new in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            word = json.loads((WORDS / f"{cell}.json").read_text())
+            if 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - word["at"] <= FRESH and word["duty"] != "waiting":
+                return t.cast(Settings, word)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not written yet, or cut off by a full disk: asked again below
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(0.2)
+
+
+def views_of_sentinels(
+    settings: Settings, context: ssl.SSLContext, hosts: t.Sequence[str] | None = None
+) -> list[SentinelView]:
+    """What the other Sentinels that answer say of the cell's primary.
+
+    :param hosts: whom to ask; all others when it is left out.
+    """
 
     def asker(host: str) -> t.Callable[[], SentinelView | None]:
         def ask() -> SentinelView | None:
@@ -64,8 +96,31 @@ def views_of_sentinels(settings: Settings, context: ssl.SSLContext) -> list[Sent
 
         return ask
 
-    answers = gather({host: asker(host) for host in settings["others"]})
+    answers = gather({host: asker(host) for host in (settings["others"] if hosts is None else hosts)})
     return [answer for answer in answers.values() if isinstance(answer, SentinelView)]
+
+
+def compose_by_word(settings: Settings, before: str, word: Settings | None, context: ssl.SSLContext) -> str:
+    """The configuration to start Redis with where a region agent runs."""
+    record = (word or {}).get("record")
+    if word is None or word["duty"] == "fenced" or not record:
+        return compose_follower(settings, NOBODY)
+    if word["duty"] == "home":
+        view = best_view(views_of_sentinels(settings, context, settings["neighbours"]))
+        composed = compose_redis(settings, before, (view.address, view.port) if view else None)
+        here = [settings["address"], *settings["neighbours"]]
+        whom = followed(composed)
+        # Whom it followed may be in a region that was the home; the agent says whom to follow as soon as it knows.
+        return composed if whom is None or whom[0] in here else compose_follower(settings, whom)
+    view = best_view(views_of_sentinels(settings, context, settings["regions"].get(record["home"], [])))
+    return compose_follower(settings, (view.address, view.port) if view else followed(before) or NOBODY)
+
+
+def compose_follower(settings: Settings, whom: Address) -> str:
+    """The configuration of an instance that is never promoted by Sentinel."""
+    own = (settings["address"], settings["port"])
+    host, port = NOBODY if whom == own else whom
+    return f"include {ETC}/{settings['cell']}.conf\nreplica-priority 0\nreplicaof {host} {port}\n"
 
 
 def best_view(views: t.Sequence[SentinelView]) -> SentinelView | None:
@@ -180,6 +235,15 @@ def monitored(conf: str, cell: str) -> tuple[Address | None, int]:
     return found, epoch
 
 
+def of_this_stay(path: Path, before: str, word: Settings | None) -> str:
+    """What Sentinel learned, if that was while the cell was at home here without a break since; else its name alone."""
+    stay = str(((word or {}).get("record") or {}).get("epoch", ""))
+    if not stay or read(path).strip() == stay:
+        return before
+    write(path, stay + "\n")
+    return "".join(line + "\n" for line in before.splitlines() if line.startswith("sentinel myid"))
+
+
 def write(path: Path, text: str) -> None:
     """Replace a file in one step that survives a power cut."""
     staged = path.with_suffix(".new")
@@ -201,8 +265,12 @@ def start_redis(settings: Settings, context: ssl.SSLContext) -> None:
     :raises Refusal: this instance would wipe its replicas.
     """
     directory = STATE / "redis" / settings["cell"]
-    view = best_view(views_of_sentinels(settings, context))
-    composed = compose_redis(settings, read(directory / "redis.conf"), (view.address, view.port) if view else None)
+    before = read(directory / "redis.conf")
+    if AGENT_UNIT.exists():
+        composed = compose_by_word(settings, before, agents_word(settings["cell"]), context)
+    else:
+        view = best_view(views_of_sentinels(settings, context))
+        composed = compose_redis(settings, before, (view.address, view.port) if view else None)
     if followed(composed) is None and not has_data(directory):
         holders = holders_of_data(settings, context)
         if holders:
@@ -212,7 +280,7 @@ def start_redis(settings: Settings, context: ssl.SSLContext) -> None:
                 "the append-only file, or make one that has data the primary (REPLICAOF NO ONE)"
             )
     write(directory / "redis.conf", composed)
-    print(f"primary of {settings['cell']}: {view or 'no other Sentinel answered'}; {composed.splitlines()[1:]}")
+    print(f"{settings['cell']} starts with: {'; '.join(composed.splitlines()[1:])}")
 
 
 def start_sentinel(settings: Settings, context: ssl.SSLContext) -> None:
@@ -220,7 +288,13 @@ def start_sentinel(settings: Settings, context: ssl.SSLContext) -> None:
     cell = settings["cell"]
     path = STATE / "sentinel" / cell / "sentinel.conf"
     before = read(path)
-    view = best_view(views_of_sentinels(settings, context))
+    neighbours = None
+    if AGENT_UNIT.exists():
+        # Another region's Sentinels know of another home, at an epoch that may be higher than this region's. And what
+        # this one learned when the region was the home before is worth nothing now.
+        neighbours = settings["neighbours"]
+        before = of_this_stay(path.with_name("stay"), before, agents_word(cell))
+    view = best_view(views_of_sentinels(settings, context, neighbours))
     primary, epoch = choose_monitored(settings, before, read(STATE / "redis" / cell / "redis.conf"), view)
     write(path, compose_sentinel(settings, read(ETC / f"{cell}.sentinel.conf"), before, primary, epoch))
     print(f"primary of {cell}: {primary}, epoch {epoch}")

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where cells are: the registry's answer, kept, so that the registry may be away without anybody noticing.
 
-A thread asks the registry every other second. Its last answer outlives a restart in a file; before the first answer
+The registry is asked every other second, and at once when this host's region agent, who watches it, leaves another word
+than what is known here. The last answer outlives a restart in a file; before the first answer
 ever, a cell's home is unknown, unless there is no registry at all (tests), where the configuration's word holds.
 """
 
@@ -27,6 +28,12 @@ from .deployment import Deployment
 from .lifecycle import Lifecycle
 
 _log = logs.get(__name__)
+
+
+#: Where the region agent of this host leaves its word about each cell.
+WORDS = pathlib.Path("/run/shannon-region-agent")
+#: Seconds between two looks at it.
+GLANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class CellDirectory:
         self._fetch = fetch or self._ask
         self._client: Registry | None = None
         self._answered: float | None = None
+        self._read: dict[str, int] = {}
         self._cells: dict[str, CellState] = {}
         if not deployment.registry and fetch is None:
             self._cells = {cell.name: CellState(cell.home, 0, "active") for cell in deployment.cells}
@@ -135,8 +143,29 @@ class CellDirectory:
         return True
 
     async def _follow(self, lifecycle: Lifecycle) -> None:
-        while await lifecycle.pause(self._interval):
-            await self.refresh()
+        asked = time.monotonic()
+        while await lifecycle.pause(min(GLANCE, self._interval)):
+            if time.monotonic() - asked >= self._interval or self._agent_knows_better():
+                asked = time.monotonic()
+                await self.refresh()
+
+    def _agent_knows_better(self) -> bool:
+        """Whether the region agent's word, looked at only when it is new, says something else than what is known."""
+        for name in self._names:
+            path = WORDS / f"{name}.json"
+            try:
+                written = path.stat().st_mtime_ns
+                if written == self._read.get(name):
+                    continue
+                self._read[name] = written
+                record = json.loads(path.read_text(encoding="utf-8"))["record"]
+                word = CellState(record["home"], record["epoch"], record["state"])
+            except (OSError, ValueError, TypeError, KeyError):
+                continue  # no agent here, or it knows nothing yet: the registry is asked in its time
+            known = self._cells.get(name)
+            if word != known and (known is None or word.epoch >= known.epoch):
+                return True
+        return False
 
     def _ask(self) -> dict[str, CellState]:
         if self._client is None:

@@ -408,11 +408,13 @@ class Streaming(Section):
 
 
 class EdgeAgent(Section):
-    """Takes the routing control from the registry into an edge's HAProxy."""
+    """Takes the routing control from the registry into an edge's HAProxy, and holds requests while their cell moves."""
 
     socket: str = "/run/shannon-edge/admin.sock"
     state_file: str = "/var/lib/shannon-edge/routing.json"
     server_states: str = "/var/lib/shannon-edge/servers.state"
+    hold_map: str = "/etc/shannon/edge/hold.map"
+    hold_limit: t.Annotated[Duration, Field(gt=0, le=300)] = 15
     metrics_port: Port = 2115
     interval: t.Annotated[Duration, Field(gt=0, le=60)] = 1
 

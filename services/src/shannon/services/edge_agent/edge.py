@@ -4,7 +4,8 @@
 """Makes the servers of an edge's HAProxy match the registry's routing controls.
 
 Servers are named C(<region>_<host>). The last controls that the registry gave are kept in a file, and hold while it is
-away. A new HAProxy process, after a restart or a reload, is found by its process id and told again.
+away. A new HAProxy process, after a restart or a reload, is found by its process id and told again. While a cell moves
+(see :mod:`.holds`) its traffic may go to the servers of its home only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from shannon.resilience.haproxy import MAINTENANCE, READY, RuntimeApi, Server
 from shannon.resilience.routing import AUTO, DRAIN, OFF, ON, Control
 from shannon.services.common import logs, metrics
 
+from .holds import Holds
+
 _log = logs.get(__name__)
 #: What a control means for a server: its admin state, and whether its health check has a say.
 _MEANING = {AUTO: (READY, True), ON: (READY, False), DRAIN: (SERVER_DRAIN, True), OFF: (MAINTENANCE, True)}
@@ -33,6 +36,7 @@ class Edge:
     :param fetch: gives the registry's controls by region.
     :param kept: the file that keeps the last controls.
     :param server_states: the file that HAProxy reads at its start.
+    :param holds: the cells whose requests wait; None: none ever do.
     """
 
     def __init__(
@@ -41,11 +45,13 @@ class Edge:
         fetch: t.Callable[[], dict[str, Control]],
         kept: str,
         server_states: str,
+        holds: Holds | None = None,
     ) -> None:
         self._proxy = proxy
         self._fetch = fetch
         self._kept = pathlib.Path(kept)
         self._server_states = server_states
+        self._holds = holds
         self._process: int | None = None
         self.controls: dict[str, Control] = self._remembered()
         self.registry_answers = False
@@ -55,11 +61,22 @@ class Edge:
         )
         self._applied = metrics.counter("shannon_edge_changes_total", "Servers that were told something new.")
 
+    def busy(self) -> bool:
+        """Whether the registry should be asked again at once: a cell moves."""
+        return self._holds is not None and self._holds.busy()
+
+    def held(self) -> list[str]:
+        """The cells whose requests wait."""
+        return [] if self._holds is None else self._holds.held()
+
     def step(self) -> int:
         """Ask the registry, and tell HAProxy what it does not know yet.
 
         :returns: how many servers were told something.
         """
+        if self._holds is not None:
+            self._holds.refresh()
+            self._holds.hold()
         self._refresh()
         try:
             told = self._apply()
@@ -69,6 +86,8 @@ class Edge:
             self.proxy_answers = False
             return 0
         self.proxy_answers = True
+        if self._holds is not None:
+            self._holds.release()
         return told
 
     def _refresh(self) -> None:
@@ -98,6 +117,10 @@ class Edge:
                 continue
             control = self.controls.get(region, Control(region))
             admin, checked = _MEANING[control.state]
+            home = None if self._holds is None else self._holds.home_of(server)
+            if control.state == AUTO and home not in (None, region):
+                # Its check may still say that it is the home. What it runs ends in peace.
+                admin = SERVER_DRAIN
             if server.admin != admin:
                 self._proxy.set_admin(server, admin)
                 if control.state == OFF:

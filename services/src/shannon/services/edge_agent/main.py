@@ -10,28 +10,46 @@ import typing as t
 
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.haproxy import RuntimeApi
-from shannon.resilience.routing import RoutingControls
+from shannon.resilience.registry import CELLS, Registry
+from shannon.resilience.routing import ROUTING, RoutingControls
 from shannon.resilience.tls import TlsFiles, client_context
 from shannon.services.common import http_server
 from shannon.services.common.config import Config
 from shannon.services.common.deployment import Tls
 from shannon.services.common.lifecycle import Lifecycle, run
 
+from .changes import Changes
 from .edge import Edge
+from .holds import Holds
+
+#: Seconds between two steps while a cell moves, and for a moment after each change: another may follow unheard.
+_SHORT = 0.1
+_MOMENT = 1.0
 
 
 async def start(config: Config, lifecycle: Lifecycle) -> None:
     """Follow the registry until the service ends."""
     deployment = config.deployment
     tls = TlsFiles(ca=deployment.tls.ca, cert=deployment.tls.cert, key=deployment.tls.key)
-    client = EtcdClient(deployment.registry, client_context(tls), 2.0, name="the registry")
+    context = client_context(tls)
+    client = EtcdClient(deployment.registry, context, 2.0, name="the registry")
     settings = config.edge_agent
-    edge = Edge(RuntimeApi(settings.socket), RoutingControls(client).read, settings.state_file, settings.server_states)
+    proxy = RuntimeApi(settings.socket)
+    holds = Holds(
+        proxy, Registry(client).records, client, deployment.host, settings.hold_map, float(settings.hold_limit)
+    )
+    edge = Edge(proxy, RoutingControls(client).read, settings.state_file, settings.server_states, holds)
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, edge.step)
+    watcher = EtcdClient(deployment.registry, context, 2.0, name="the registry")
+    changes = Changes(watcher, (CELLS, ROUTING), settings.interval)
 
     async def follow() -> None:
-        while await lifecycle.pause(settings.interval):
+        alert_until = loop.time() + _MOMENT
+        while not lifecycle.stopping.is_set():
+            short = edge.busy() or loop.time() < alert_until
+            if await changes.wait(min(_SHORT, settings.interval) if short else settings.interval):
+                alert_until = loop.time() + _MOMENT
             await loop.run_in_executor(None, edge.step)
 
     lifecycle.spawn(follow(), "registry watcher")
@@ -40,6 +58,7 @@ async def start(config: Config, lifecycle: Lifecycle) -> None:
         document = {
             "ready": edge.proxy_answers,
             "registry": edge.registry_answers,
+            "held": edge.held(),
             "regions": {name: control.state for name, control in edge.controls.items()},
         }
         return (200 if edge.proxy_answers else 503), document

@@ -1,0 +1,109 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a mover sees of a real deployment: stores, agents, gateways and edges, each asked with a bound."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import typing as t
+
+from .cell_probe import Probe
+from .cell_status import summarise
+from .concurrently import gather
+from .errors import ResilienceError
+from .http_client import JsonEndpoint
+from .smoke import Client
+from .tls import TlsFiles, client_context
+
+
+class Deployment:
+    """A deployment as its topology says it, asked from the host that runs this.
+
+    :param topology: what C(shannon.resilience.topology) derived.
+    :param probe: asks the stores.
+    :param timeout: seconds that an agent or a gateway may take.
+    """
+
+    def __init__(
+        self, topology: t.Mapping[str, t.Any], tls: TlsFiles, probe: Probe, api_key: str, timeout: float
+    ) -> None:
+        self._topology = topology
+        self._ca_file = tls.ca
+        self._context = client_context(tls)
+        self._probe = probe
+        self._api_key = api_key
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._info: dict[str, t.Any] | None = None
+
+    def info(self) -> dict[str, t.Any]:
+        """The status, looked at once for all cells that are moved together."""
+        with self._lock:
+            if self._info is None:
+                self._info = summarise(self._topology, self._probe.observe())
+            return self._info
+
+    def agents(self, region: str) -> dict[str, t.Any]:
+        """What each region agent says of itself, or its error as a text."""
+        components = self._topology["components"]
+        hosts = dict.fromkeys([*components["postgres"].get(region, ()), *components["redis"].get(region, ())])
+        port = self._topology["ports"]["region_agent"]
+        asked = {
+            host: lambda host=host: self._endpoint(host, port).expect("GET", "/status")  # type: ignore[misc]
+            for host in hosts
+        }
+        return {host: it if isinstance(it, dict) else str(it) for host, it in gather(asked).items()}
+
+    def gateways(self, region: str) -> dict[str, str]:
+        """Why each gateway can't serve; an empty text when it can."""
+        hosts = self._topology["components"].get("gateway", {}).get(region, ())
+        port = self._topology["ports"]["gateway"]
+
+        def asker(host: str) -> t.Callable[[], str]:
+            def ask() -> str:
+                answer = self._endpoint(host, port).request("GET", "/readiness")
+                body = answer.body if isinstance(answer.body, dict) else {}
+                return "" if answer.status == 200 else f"{host}: {body.get('reason') or answer.status}"
+
+            return ask
+
+        return {host: str(it) for host, it in gather({host: asker(host) for host in hosts}).items()}
+
+    def edges(self) -> list[str]:
+        """Hosts that are edges."""
+        return [host for hosts in self._topology["components"].get("edge", {}).values() for host in hosts]
+
+    def edge_client(self, edge: str, deadline: float) -> Client:
+        """A client that submits through an edge, as somebody from outside does."""
+        address = str(self._topology["hosts"][edge]["address"])
+        try:
+            context = ssl.create_default_context(cafile=self._ca_file)
+        except (OSError, ssl.SSLError) as exc:
+            raise ResilienceError(f"the CA {self._ca_file} can't be used: {exc}") from exc
+        port = self._topology["ports"]["edge_https"]
+        name = f"[{address}]" if ":" in address else address
+        return Client(f"https://{name}:{port}", self._api_key, context, deadline)
+
+    def _endpoint(self, host: str, port: int) -> JsonEndpoint:
+        return JsonEndpoint(str(self._topology["hosts"][host]["address"]), port, self._context, self._timeout)
+
+
+def best_standby(info: t.Mapping[str, t.Any], home: str, regions: t.Sequence[str]) -> str:
+    """The standby region that has most of a cell; of those that have as much, the first in the inventory.
+
+    :raises ResilienceError: no standby region has a PostgreSQL that leads it.
+    """
+    found: list[tuple[int, str]] = []
+    for region in regions:
+        members = info["postgres"].get(region, {}).get("members", ())
+        leaders = [one for one in members if one["role"] == "standby_leader"]
+        if region != home and leaders:
+            found.append((int(leaders[0].get("received") or 0), region))
+    if not found:
+        raise ResilienceError(
+            f"no standby region of home {home} has a PostgreSQL that could take over; look at playbooks/status.yml"
+        )
+    most = max(received for received, _region in found)
+    return next(region for received, region in found if received == most)

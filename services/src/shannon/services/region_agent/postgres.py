@@ -1,0 +1,166 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A region's PostgreSQL: a primary, a follower of the home's, or a follower of nobody, by Patroni's own means.
+
+A region that was the home follows nobody at first: its PostgreSQL is in recovery, takes no write, and nothing that it
+has is rewound yet. It follows once another region serves and the rows that the rewind would discard are saved.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from shannon.resilience.concurrently import gather
+from shannon.resilience.errors import ConflictError, ResilienceError
+from shannon.resilience.etcd import EtcdClient, put_op, when_mod_revision
+from shannon.resilience.patroni import Cluster, Patroni
+from shannon.resilience.region_lease import Position
+from shannon.services.common import logs
+
+from .keeper import FOLLOWERS, Standing
+from .settings import CellSettings, Settings
+
+_log = logs.get(__name__)
+PRIMARY = "primary"
+LEADERS = (PRIMARY, "standby_leader")
+#: Port 1 of the host itself, where nothing listens. It has the keys that following somebody has, so that the one takes
+#: the other's place whole: Patroni merges what it is told, and can't bear an empty slot's name.
+NOBODY: dict[str, t.Any] = {
+    "host": "127.0.0.1",
+    "port": 1,
+    "primary_slot_name": "nobody",
+    "create_replica_methods": ["basebackup"],
+}
+
+
+class PostgresOfRegion:
+    """The members of one cell in the own region.
+
+    :param dcs: the own region's etcd, where Patroni keeps its configuration.
+    """
+
+    def __init__(self, settings: Settings, cell: CellSettings, dcs: EtcdClient, context: t.Any) -> None:
+        self._settings = settings
+        self._cell = cell
+        self._dcs = dcs
+        self._key = f"{settings.namespace}{cell.name}/config"
+        self.addresses = dict(settings.postgres.get(settings.region, {}))
+        self.members = {
+            name: Patroni(address, cell.patroni, context, password=settings.patroni_password, timeout=2.0)
+            for name, address in self.addresses.items()
+        }
+
+    @property
+    def own(self) -> Patroni | None:
+        """This host's member."""
+        return self.members.get(self._settings.host)
+
+    def configuration(self) -> dict[str, t.Any] | None:
+        """What Patroni is told for the whole region; None before its first start."""
+        found = self._dcs.get(self._key)
+        return json.loads(found.value) if found else None
+
+    def conducts(self, standing: Standing) -> bool:
+        """Whether this host speaks for the region: its member leads, or nobody does and it is the first that runs."""
+        if standing.local.role in LEADERS:
+            return True
+        if standing.local.postgres is None or self.own is None:
+            return False
+        try:
+            cluster: Cluster = self.own.cluster()
+        except ResilienceError:
+            return False
+        if cluster.leader is not None:
+            return cluster.leader.name == self._settings.host
+        running = sorted(member.name for member in cluster.members if member.works)
+        return bool(running) and running[0] == self._settings.host
+
+    def statuses(self) -> dict[str, t.Any]:
+        """Every member's status or error."""
+        return gather({name: client.status for name, client in self.members.items()})
+
+    def set_standby(self, wanted: dict[str, t.Any] | None) -> None:
+        """Have the region follow somebody, nobody, or (None) be a primary.
+
+        The leader is told itself, and acts at once; when no member runs the configuration is changed in the region's
+        etcd, so that the next start finds it.
+
+        :raises ResilienceError: neither could be done.
+        """
+        changes = {"standby_cluster": wanted}
+        answers = self.statuses()
+        running = [name for name, answer in answers.items() if isinstance(answer, dict)]
+        leading = [name for name in running if answers[name].get("role") in LEADERS]
+        for name in [*leading, *running]:
+            try:
+                self.members[name].patch_config(changes)
+                return
+            except ResilienceError as exc:
+                _log.warning("cell %s: %s was not told: %s", self._cell.name, name, exc)
+        found = self._dcs.get(self._key)
+        if found is None:
+            return
+        value = json.loads(found.value)
+        if wanted is None:
+            value.pop("standby_cluster", None)
+        else:
+            value["standby_cluster"] = wanted
+        outcome = self._dcs.txn(
+            [when_mod_revision(self._key, found.mod_revision)], [put_op(self._key, json.dumps(value))]
+        )
+        if not outcome.succeeded:
+            raise ConflictError(f"{self._key} changed at the same moment")
+
+    def following(self, home: str) -> dict[str, t.Any]:
+        """What makes the region follow another one."""
+        hosts = self._settings.postgres.get(home, {})
+        return {
+            "host": ",".join(hosts.values()),
+            "port": self._cell.postgres,
+            "primary_slot_name": f"region_{self._settings.region}",
+            "create_replica_methods": ["basebackup"],
+        }
+
+    def end(self) -> tuple[bool, int]:
+        """Whether every member answers and takes no writes, and the end of the WAL that the region has, in bytes."""
+        answers = self.statuses()
+        quiet = all(
+            isinstance(answer, dict) and answer.get("role") in FOLLOWERS and answer.get("state") == "running"
+            for answer in answers.values()
+        )
+        return quiet, max((_end(answer) for answer in answers.values() if isinstance(answer, dict)), default=0)
+
+    def behind(self, standing: Standing, position: Position) -> int:
+        """Bytes that this host's member has yet to receive to have all that the old home wrote."""
+        return max(0, position.lsn - _end(standing.local.postgres or {}))
+
+    def source_answers(self, region: str) -> bool:
+        """Whether any member of the old home still runs, so that what is missing may still come."""
+        hosts = self._settings.postgres.get(region, {})
+        context = next(iter(self.members.values())).context if self.members else None
+        asked = {
+            name: Patroni(address, self._cell.patroni, context, timeout=1.0).status for name, address in hosts.items()
+        }
+        return any(isinstance(answer, dict) and answer.get("state") == "running" for answer in gather(asked).values())
+
+    def switch_point(self) -> int:
+        """Where the timeline before the present one ended, in bytes; 0 when it is not known."""
+        if self.own is None:
+            return 0
+        history = self.own.history()
+        return int(history[-1][1]) if history else 0
+
+
+def _end(status: t.Mapping[str, t.Any]) -> int:
+    wal = status.get("xlog") or {}
+    return max(int(wal.get(name) or 0) for name in ("location", "received_location", "replayed_location"))
+
+
+def follows_nobody(standby: t.Any) -> bool:
+    """Whether a C(standby_cluster) is the one that follows nobody."""
+    return isinstance(standby, dict) and (standby.get("host"), str(standby.get("port"))) == (
+        NOBODY["host"],
+        str(NOBODY["port"]),
+    )

@@ -1,0 +1,91 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the role C(region_agent) tells an agent: one JSON file, checked when the agent starts."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+import typing as t
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shannon.resilience.tls import TlsFiles
+from shannon.services.common.config import ConfigError
+from shannon.services.common.deployment import HostPort, Port
+
+DEFAULT_PATH = "/etc/shannon/region-agent.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CellSettings(_Part):
+    """A cell and its ports."""
+
+    name: str
+    postgres: Port
+    patroni: Port
+    redis: Port
+    sentinel: Port
+
+
+class Settings(_Part):
+    """Where this agent is, and whom it talks to.
+
+    :ivar postgres: per region, name and address of the hosts with PostgreSQL; C(redis) and C(agents) likewise.
+    :ivar failover: C(automatic): take a cell over when its home's lease has ended; C(manual): never.
+    """
+
+    region: str
+    host: str
+    address: str
+    port: Port
+    failover: t.Literal["manual", "automatic"] = "manual"
+    cells: list[CellSettings]
+    postgres: dict[str, dict[str, str]]
+    redis: dict[str, dict[str, str]]
+    agents: dict[str, dict[str, str]]
+    registry: list[HostPort]
+    etcd: list[HostPort]
+    namespace: str = "/shannon/"
+    database: str = "shannon"
+    patroni_password: str = Field(repr=False)
+    redis_password: str = Field(repr=False)
+    ca_file: str = TlsFiles.ca
+    cert_file: str = TlsFiles.cert
+    key_file: str = TlsFiles.key
+    fence_file: str = "/etc/shannon/fence.nft"
+    runtime_directory: str = "/run/shannon-region-agent"
+    state_directory: str = "/var/lib/shannon/region-agent"
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The certificate to present."""
+        return TlsFiles(self.ca_file, self.cert_file, self.key_file)
+
+    def other_regions(self) -> list[str]:
+        """Regions that have agents, without the own one."""
+        return [region for region in self.agents if region != self.region]
+
+
+def load(path: str | pathlib.Path) -> Settings:
+    """Read and check the file.
+
+    :raises ConfigError: it is missing or wrong; the text says what.
+    """
+    try:
+        return Settings(**json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as exc:
+        problems = [str(exc)]
+        if isinstance(exc, ValidationError):
+            problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors()]
+        raise ConfigError(str(path), problems) from exc
+
+
+def now() -> float:
+    """Seconds since the host started, sleep included: a host that was suspended must not believe an old lease."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

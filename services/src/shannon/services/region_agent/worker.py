@@ -1,0 +1,345 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Brings this host, and where it speaks for its region the region, to what the registry says."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import threading
+import time
+import typing as t
+from dataclasses import asdict, replace
+
+from shannon.resilience.errors import ResilienceError
+from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
+from shannon.services.common import logs
+
+from .diverged import Diverged, Notes
+from .keeper import Keeper, Standing
+from .postgres import NOBODY as NO_UPSTREAM
+from .postgres import PRIMARY, PostgresOfRegion, follows_nobody
+from .redis import RedisOfRegion
+from .settings import CellSettings, Settings, now
+
+_log = logs.get(__name__)
+HOME = "home"
+STANDBY = "standby"
+FENCED = "fenced"
+WAITING = "waiting"
+#: Seconds without authority after which a home region steps down. It is closed already; this keeps what runs from
+#: coming back as it was.
+STEP_DOWN = 3.0
+#: Seconds for which a switchover's last bytes are waited for after the old home has fallen silent.
+SILENT_SOURCE = 5.0
+#: Seconds after which a C(draining) that no mover looks after is taken back.
+DRAINING = 15.0
+MOVES = "/shannon/moves/"
+
+
+class Worker:
+    """Of one cell on one host."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cell: CellSettings,
+        keeper: Keeper,
+        client: EtcdClient,
+        dcs: EtcdClient,
+        context: t.Any,
+    ) -> None:
+        self._settings = settings
+        self._cell = cell
+        self._keeper = keeper
+        self._client = client
+        self.postgres = PostgresOfRegion(settings, cell, dcs, context)
+        self.redis = RedisOfRegion(settings, cell, context)
+        state = pathlib.Path(settings.state_directory)
+        self._notes = Notes(state / f"positions-{cell.name}")
+        self._diverged = Diverged(settings, cell, self._notes)
+        self._word = pathlib.Path(settings.runtime_directory) / f"{cell.name}.json"
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._powerless_since: float | None = None
+        self._draining_since: float | None = None
+        self._source_silent_since: float | None = None
+        self._began: dict[str, float] = {}
+        self._served = 0
+        self._said: dict[str, str] = {}
+        self.trouble = ""
+
+    def wake(self) -> None:
+        """Something changed: look at once."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the present step."""
+        self._stopping.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Step until stopped."""
+        while not self._stopping.is_set():
+            self._wake.wait(1.0)
+            self._wake.clear()
+            standing = self._keeper.standing()
+            if not standing.at:
+                continue
+            try:
+                self.step(standing)
+                self.trouble = ""
+            except ResilienceError as exc:
+                if str(exc) != self.trouble:
+                    _log.error("cell %s: %s", self._cell.name, exc)
+                self.trouble = str(exc)
+
+    def duty(self, standing: Standing) -> str:
+        """What this region is to be, as far as this host knows."""
+        record = standing.record
+        if record is not None and record.home != self._settings.region:
+            return STANDBY
+        if record is not None and standing.authority() > 0:
+            self._powerless_since = None
+            return HOME
+        if self._powerless_since is None:
+            self._powerless_since = now()
+        return FENCED if now() - self._powerless_since > STEP_DOWN else WAITING
+
+    def step(self, standing: Standing) -> None:
+        """One look, and what follows from it."""
+        duty = self.duty(standing)
+        if duty != self._said.get("duty"):
+            _log.info("cell %s: this host's duty is %s", self._cell.name, duty)
+            self._said["duty"] = duty
+        wal = (standing.local.postgres or {}).get("xlog") or {}
+        if duty == HOME:
+            self._notes.add(int(wal.get("location") or wal.get("replayed_location") or 0))
+        # Redis first: it is quick, and a primary that is to step down must hand over while PostgreSQL still runs.
+        if duty == HOME:
+            self._be_home(standing)
+        elif duty == STANDBY:
+            self._stand_by(standing)
+        elif duty == FENCED:
+            self._step_down(standing)
+        self._tell(standing, duty)
+
+    # -- home ----------------------------------------------------------------------------------------------------
+
+    def _be_home(self, standing: Standing) -> None:
+        record, lease = standing.record, standing.view.lease
+        if record is None:
+            return
+        conducts = self.postgres.conducts(standing)
+        if conducts and standing.local.role != PRIMARY:
+            self._promote(standing)
+        primary = ""
+        if conducts:
+            primary = self.redis.be_home()
+        serving = standing.view.serving
+        serves = serving is not None and serving.epoch == record.epoch
+        if serves and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
+            self.redis.watch(True)
+        if not conducts or lease is None:
+            return
+        if standing.local.role == PRIMARY and primary and not serves:
+            self._serve(standing)
+        wal = (standing.local.postgres or {}).get("xlog") or {}
+        if standing.local.role == PRIMARY and not standing.registry_error:
+            position = Position(
+                record.home, record.epoch, int(wal.get("location") or 0), time.time(), self._settings.host
+            )
+            self._keeper.leases.publish(lease, POSITIONS, position)
+        self._take_back_draining(standing)
+
+    def _promote(self, standing: Standing) -> None:
+        record = standing.record
+        configuration = self.postgres.configuration() or {}
+        if record is None or not configuration.get("standby_cluster"):
+            return
+        key = f"promote {record.epoch}"
+        self._began.setdefault(key, time.monotonic())
+        position = standing.view.position
+        if position and position.final and position.epoch == record.epoch - 1 and position.region != record.home:
+            missing = self.postgres.behind(standing, position)
+            if missing and self._source_lives(position.region):
+                self._say("catching up", f"{missing} bytes of the old home are still to come")
+                return
+            if missing:
+                _log.error("cell %s: %d bytes never came from region %s", self._cell.name, missing, position.region)
+        if standing.authority() <= 1.0:
+            return
+        _log.warning("cell %s: PostgreSQL of region %s becomes the primary", self._cell.name, record.home)
+        self.postgres.set_standby(None)
+
+    def _source_lives(self, region: str) -> bool:
+        if self.postgres.source_answers(region):
+            self._source_silent_since = None
+            return True
+        if self._source_silent_since is None:
+            self._source_silent_since = now()
+        return now() - self._source_silent_since < SILENT_SOURCE
+
+    def _serve(self, standing: Standing) -> None:
+        record, lease = standing.record, standing.view.lease
+        if record is None or lease is None or self._served == record.epoch:
+            return
+        began = self._began.pop(f"promote {record.epoch}", None)
+        seconds = {} if began is None else {"promote": round(time.monotonic() - began, 3)}
+        try:
+            switch = self.postgres.switch_point() if began is not None or record.epoch > 1 else 0
+        except ResilienceError:
+            switch = 0
+        serving = Serving(record.home, record.epoch, time.time(), self._settings.host, switch, seconds)
+        if self._keeper.leases.publish(lease, SERVING, serving):
+            self._served = record.epoch
+            _log.info("cell %s: region %s serves at epoch %d %s", self._cell.name, record.home, record.epoch, seconds)
+
+    def _take_back_draining(self, standing: Standing) -> None:
+        """A mover that died left the cell draining: clients must not wait for nobody."""
+        record = standing.record
+        if record is None or record.state != "draining":
+            self._draining_since = None
+            return
+        if self._draining_since is None:
+            self._draining_since = now()
+        if now() - self._draining_since < DRAINING or self._client.get(MOVES + self._cell.name) is not None:
+            return
+        self._keeper.registry.compare_and_swap(
+            record, replace(record, state="active"), "nobody looks after the switchover any more",
+            f"region agent of {self._settings.host}",
+        )  # fmt: skip
+
+    # -- standby -------------------------------------------------------------------------------------------------
+
+    def _stand_by(self, standing: Standing) -> None:
+        record = standing.record
+        if record is None:
+            return
+        self.redis.watch(False)
+        redis_error: ResilienceError | None = None
+        try:
+            self.redis.stand_by(standing, record.home)
+        except ResilienceError as exc:
+            redis_error = exc  # PostgreSQL must not wait for Redis to be well
+        self._follow(standing)
+        lease = standing.view.lease
+        if lease and lease.region == self._settings.region and self.postgres.conducts(standing):
+            quiet, end = self.postgres.end()
+            if quiet and self.redis.quiet():
+                position = Position(lease.region, lease.epoch, end, time.time(), self._settings.host, final=True)
+                if self._keeper.leases.release(lease, position):
+                    _log.info("cell %s: gave the cell back in order, at %d bytes", self._cell.name, end)
+        if redis_error:
+            raise redis_error
+
+    def _follow(self, standing: Standing) -> None:
+        record, serving = standing.record, standing.view.serving
+        local = standing.local
+        if record is None:
+            return
+        conducts = self.postgres.conducts(standing)
+        if local.postgres is not None and not conducts:
+            return
+        configuration = self.postgres.configuration()
+        if configuration is None:
+            return
+        follows = configuration.get("standby_cluster")
+        if not follows:
+            _log.warning(
+                "cell %s: PostgreSQL of region %s takes no writes any more", self._cell.name, self._settings.region
+            )
+            self.postgres.set_standby(NO_UPSTREAM)
+            return
+        wanted = self.postgres.following(record.home)
+        if follows_nobody(follows):
+            if serving is None or (serving.region, serving.epoch) != (record.home, record.epoch) or not conducts:
+                return
+            if local.role != "standby_leader" or (local.postgres or {}).get("state") != "running":
+                return
+            self._save_diverged(standing, serving)
+            _log.info(
+                "cell %s: PostgreSQL of region %s follows %s", self._cell.name, self._settings.region, record.home
+            )
+            self.postgres.set_standby(wanted)
+        elif any(follows.get(key) != wanted[key] for key in ("host", "port")):
+            self.postgres.set_standby(wanted)
+
+    def _save_diverged(self, standing: Standing, serving: Serving) -> None:
+        """Save what the rewind would discard.
+
+        :raises ResilienceError: it could not be saved, and no human has said that it may be lost.
+        """
+        _quiet, end = self.postgres.end()
+        key = f"{self._cell.name}/{serving.epoch}/{self._settings.region}"
+        try:
+            facts = self._diverged.save(serving.epoch, serving.switch_lsn, end)
+        except ResilienceError as exc:
+            allowed = self._client.get(f"{REJOIN}{self._cell.name}/{self._settings.region}")
+            if allowed is None or allowed.value != "discard":
+                raise ResilienceError(
+                    f"{exc}. Region {self._settings.region} does not rejoin until its rows are saved, or until "
+                    "playbooks/rejoin.yml says that they may be lost"
+                ) from exc
+            facts = {"host": self._settings.host, "epoch": serving.epoch, "discarded": str(exc), "rows": 0}
+            self._client.delete(f"{REJOIN}{self._cell.name}/{self._settings.region}")
+        if facts["rows"] or facts.get("discarded"):
+            _log.warning("cell %s: rows that the new home does not have: %s", self._cell.name, facts)
+        self._client.put(DIVERGED + key, json.dumps(facts, sort_keys=True))
+
+    # -- fenced --------------------------------------------------------------------------------------------------
+
+    def _step_down(self, standing: Standing) -> None:
+        self.redis.watch(False)
+        self.redis.stand_by(standing, "")
+        if standing.local.postgres is None or self.postgres.conducts(standing):
+            configuration = self.postgres.configuration()
+            if configuration is not None and not configuration.get("standby_cluster"):
+                _log.warning("cell %s: no authority: PostgreSQL is demoted", self._cell.name)
+                self.postgres.set_standby(NO_UPSTREAM)
+
+    # -- the word ------------------------------------------------------------------------------------------------
+
+    def _tell(self, standing: Standing, duty: str) -> None:
+        """Leave word for the gates of Patroni, Redis and Sentinel on this host."""
+        record = standing.record
+        may_start = duty == HOME
+        if not may_start and standing.local.postgres is None:
+            configuration = self.postgres.configuration()
+            may_start = bool(configuration.get("standby_cluster")) if configuration is not None else duty == STANDBY
+        elif not may_start:
+            may_start = True
+        word = {
+            "at": now(),
+            "cell": self._cell.name,
+            "region": self._settings.region,
+            "record": asdict(record) if record else None,
+            "duty": duty,
+            "postgres_may_start": may_start,
+            "registry_error": standing.registry_error,
+            "failsafe": standing.failsafe,
+            "authority": round(standing.authority(), 1),
+            "trouble": self.trouble,
+        }
+        fresh = self._word.with_suffix(".new")
+        try:
+            fresh.write_text(json.dumps(word, sort_keys=True), encoding="utf-8")
+            os.chmod(fresh, 0o644)
+            os.replace(fresh, self._word)
+        except OSError as exc:
+            raise ResilienceError(f"the agent's word can't be written to {self._word}: {exc}") from exc
+
+    def word(self) -> dict[str, t.Any]:
+        """What it last told."""
+        try:
+            return t.cast("dict[str, t.Any]", json.loads(self._word.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def _say(self, topic: str, text: str) -> None:
+        if self._said.get(topic) != text:
+            _log.info("cell %s: %s", self._cell.name, text)
+            self._said[topic] = text
