@@ -462,7 +462,8 @@ class _Mark:
         while time.monotonic() < deadline:
             value = json.loads(found.value)
             if found.mod_revision != first.mod_revision:
-                return f"{value['operator']} on {value['host']} does a {value['kind']} to {value['to']} since {value['at']}"
+                who = f"{value['operator']} on {value['host']}"
+                return f"{who} does a {value['kind']} to {value['to']} since {value['at']}"
             time.sleep(0.2)
             found = self._client.get(self._key)
             if found is None:
@@ -480,8 +481,8 @@ class _Mark:
             found = self._client.get(self._key)
             if found is None or found.value != self._text:
                 raise ConflictError(
-                    f"somebody else began to move the cell at the same moment: {self.other() or 'it has ended already'}. "
-                    "Nothing was changed by this run."
+                    "somebody else began to move the cell at the same moment: "
+                    f"{self.other() or 'it has ended already'}. Nothing was changed by this run."
                 )
         threading.Thread(target=self._renew, daemon=True, name="mark").start()
 

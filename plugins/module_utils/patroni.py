@@ -114,11 +114,6 @@ class Patroni:
         """C(PATCH /config): change these keys, remove those that are None; returns the whole result."""
         return self._endpoint.expect("PATCH", "/config", dict(changes))
 
-    def history(self) -> list[list[t.Any]]:
-        """C(GET /history): for each timeline that ended its number, the position in bytes at which it did, and why."""
-        body = self._endpoint.expect("GET", "/history")
-        return body if isinstance(body, list) else []
-
     def reload(self) -> None:
         """C(POST /reload): have this member reread its file."""
         self._endpoint.expect("POST", "/reload", {}, statuses=(200, 202))

@@ -55,8 +55,8 @@ options:
     description:
       - Rules that do not stand in the way.
       - V(accept_healthy_home), the home region looks healthy (failover). V(accept_lag), the target is further behind
-        than O(lag_seconds) or O(lag_bytes). V(accept_capacity), too little of the target runs. V(accept_certificates), one
-        expires within O(certificate_days). V(accept_cooldown), the last move is younger than O(cooldown).
+        than O(lag_seconds) or O(lag_bytes). V(accept_capacity), too little of the target runs. V(accept_certificates),
+        one expires within O(certificate_days). V(accept_cooldown), the last move is younger than O(cooldown).
     type: list
     elements: str
     choices: [accept_healthy_home, accept_lag, accept_capacity, accept_certificates, accept_cooldown]

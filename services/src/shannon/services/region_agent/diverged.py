@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
 import time
 import typing as t
 
@@ -22,6 +21,7 @@ from shannon.resilience.errors import ResilienceError
 from shannon.services.common import logs
 
 from .settings import CellSettings, Settings
+from .sql import ask
 
 _log = logs.get(__name__)
 #: Notes that are kept: an hour of them.
@@ -136,12 +136,4 @@ class Diverged:
         return facts
 
     def _ask(self, statement: str) -> list[str]:
-        command = ["/usr/sbin/runuser", "-u", "postgres", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1"]
-        command += ["-p", str(self._cell.postgres), "-d", self._settings.database, "-c", statement]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd="/")
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise ResilienceError(f"PostgreSQL of this host can't be read: {exc}") from exc
-        if done.returncode:
-            raise ResilienceError(f"PostgreSQL of this host can't be read: {done.stderr.strip()[:300]}")
-        return [line for line in done.stdout.splitlines() if line]
+        return ask(statement, self._settings.database, self._cell.postgres)

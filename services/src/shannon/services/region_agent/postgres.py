@@ -33,6 +33,9 @@ NOBODY: dict[str, t.Any] = {
     "primary_slot_name": "nobody",
     "create_replica_methods": ["basebackup"],
 }
+#: The same for a follower whose home's lease has ended. Patroni asks dead hosts one by one, seconds each, and can't be
+#: promoted meanwhile; nobody is asked in no time. Unlike a former primary it has nothing that could be lost.
+ORPHANED: dict[str, t.Any] = {**NOBODY, "primary_slot_name": "orphaned"}
 
 
 class PostgresOfRegion:
@@ -145,22 +148,13 @@ class PostgresOfRegion:
         }
         return any(isinstance(answer, dict) and answer.get("state") == "running" for answer in gather(asked).values())
 
-    def switch_point(self) -> int:
-        """Where the timeline before the present one ended, in bytes; 0 when it is not known."""
-        if self.own is None:
-            return 0
-        history = self.own.history()
-        return int(history[-1][1]) if history else 0
-
 
 def _end(status: t.Mapping[str, t.Any]) -> int:
     wal = status.get("xlog") or {}
     return max(int(wal.get(name) or 0) for name in ("location", "received_location", "replayed_location"))
 
 
-def follows_nobody(standby: t.Any) -> bool:
-    """Whether a C(standby_cluster) is the one that follows nobody."""
-    return isinstance(standby, dict) and (standby.get("host"), str(standby.get("port"))) == (
-        NOBODY["host"],
-        str(NOBODY["port"]),
-    )
+def follows(standby: t.Any, whom: t.Mapping[str, t.Any]) -> bool:
+    """Whether a C(standby_cluster) is this one. Numbers and their texts are the same, as they are to Patroni."""
+    keys = ("host", "port", "primary_slot_name")
+    return isinstance(standby, dict) and all(str(standby.get(key)) == str(whom[key]) for key in keys)

@@ -21,9 +21,10 @@ from shannon.services.common import logs
 from .diverged import Diverged, Notes
 from .keeper import Keeper, Standing
 from .postgres import NOBODY as NO_UPSTREAM
-from .postgres import PRIMARY, PostgresOfRegion, follows_nobody
+from .postgres import ORPHANED, PRIMARY, PostgresOfRegion, follows
 from .redis import RedisOfRegion
 from .settings import CellSettings, Settings, now
+from .sql import switch_point
 
 _log = logs.get(__name__)
 HOME = "home"
@@ -190,7 +191,7 @@ class Worker:
         began = self._began.pop(f"promote {record.epoch}", None)
         seconds = {} if began is None else {"promote": round(time.monotonic() - began, 3)}
         try:
-            switch = self.postgres.switch_point() if began is not None or record.epoch > 1 else 0
+            switch = switch_point(self._cell.postgres) if began is not None or record.epoch > 1 else 0
         except ResilienceError:
             switch = 0
         serving = Serving(record.home, record.epoch, time.time(), self._settings.host, switch, seconds)
@@ -247,15 +248,16 @@ class Worker:
         configuration = self.postgres.configuration()
         if configuration is None:
             return
-        follows = configuration.get("standby_cluster")
-        if not follows:
+        present = configuration.get("standby_cluster")
+        if not present:
             _log.warning(
                 "cell %s: PostgreSQL of region %s takes no writes any more", self._cell.name, self._settings.region
             )
             self.postgres.set_standby(NO_UPSTREAM)
             return
         wanted = self.postgres.following(record.home)
-        if follows_nobody(follows):
+        orphaned = standing.view.lease is None and not standing.registry_error
+        if follows(present, NO_UPSTREAM):
             if serving is None or (serving.region, serving.epoch) != (record.home, record.epoch) or not conducts:
                 return
             if local.role != "standby_leader" or (local.postgres or {}).get("state") != "running":
@@ -265,7 +267,11 @@ class Worker:
                 "cell %s: PostgreSQL of region %s follows %s", self._cell.name, self._settings.region, record.home
             )
             self.postgres.set_standby(wanted)
-        elif any(follows.get(key) != wanted[key] for key in ("host", "port")):
+        elif orphaned and not follows(present, ORPHANED):
+            _log.warning("cell %s: nobody holds the lease: PostgreSQL stops looking for region %s",
+                         self._cell.name, record.home)  # fmt: skip
+            self.postgres.set_standby(ORPHANED)
+        elif not orphaned and not follows(present, wanted):
             self.postgres.set_standby(wanted)
 
     def _save_diverged(self, standing: Standing, serving: Serving) -> None:
