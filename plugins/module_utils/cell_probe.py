@@ -83,7 +83,7 @@ class Probe:
                 if isinstance(answer, ResilienceError):
                     seen.records = answer
                 else:
-                    seen.records, seen.registry = answer
+                    seen.records, seen.registry, seen.history = answer
             elif kind == "postgres":
                 seen.patroni[where, host] = answer
             elif kind == "redis":
@@ -101,21 +101,24 @@ class Probe:
     def _address(self, host: str) -> str:
         return str(self._topology["hosts"][host]["address"])
 
-    def _registry(self) -> tuple[t.Any, dict[str, Answer]]:
-        """The records (or the error that stands for them), and each member's answer."""
+    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]]]:
+        """The records (or the error that stands for them), each member's answer, and each cell's moves."""
         port = self._topology["ports"]["registry_client"]
         names = {Endpoint(self._address(host), port): host for host in self._hosts("registry")}
         registry = Registry.connect(list(names), self._tls, self._timeout)
-        parts = gather({"records": registry.records, "statuses": registry.client.statuses})
+        parts = gather({"records": registry.records, "statuses": registry.client.statuses, "moves": registry.moves})
         statuses = t.cast(dict[Endpoint, t.Any], parts["statuses"])
         members: dict[str, Answer] = {
             names[endpoint]: status if isinstance(status, ResilienceError) else {"leader": status.is_leader}
             for endpoint, status in statuses.items()
         }
         records = parts["records"]
+        moves = parts["moves"]
+        found = {} if isinstance(moves, ResilienceError) else t.cast("dict[str, list[t.Any]]", moves)
+        history = {cell: [asdict(entry) for entry in entries] for cell, entries in found.items()}
         if isinstance(records, ResilienceError):
-            return records, members
-        return {name: asdict(record) for name, record in t.cast(dict[str, t.Any], records).items()}, members
+            return records, members, history
+        return {name: asdict(record) for name, record in t.cast(dict[str, t.Any], records).items()}, members, history
 
     def _ask_patroni(self, host: str, port: int) -> t.Callable[[], Answer]:
         return Patroni(self._address(host), port, self._context, timeout=self._timeout).status

@@ -31,6 +31,7 @@ class Observations:
     :ivar peers: (region, host) to C({peer_id, leader, peers}), or the error.
     :ivar collections: region to collection to C({points, shards, replicas, replicas_active}).
     :ivar indexers: (region, host) to what a vector indexer says of itself (its C(GET /status)), or the error.
+    :ivar history: cell to the changes of its home, the oldest first.
     :ivar certificates: host to the end of its certificate.
     :ivar at: when it was asked.
     :ivar seconds: how long asking took.
@@ -44,6 +45,7 @@ class Observations:
     peers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     collections: dict[str, dict[str, dict[str, t.Any]]] = field(default_factory=dict)
     indexers: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    history: dict[str, list[dict[str, t.Any]]] = field(default_factory=dict)
     certificates: dict[str, datetime] = field(default_factory=dict)
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
@@ -96,6 +98,7 @@ def _cell(
         "epoch": int(record["epoch"]) if record else int(cell["epoch"]),
         "state": str(record["state"]) if record else str(cell["state"]),
         "in_registry": record is not None,
+        "moves": seen.history.get(str(cell["name"]), []),
         "postgres": postgres,
         "redis": redis,
         "qdrant": qdrant,

@@ -23,10 +23,9 @@ from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
 from .move_gates import FAILOVER, SWITCHOVER, Facts, Limits, Verdict, judge, lag
 from .region_lease import LEASE_TTL, RegionLeases, View
-from .registry import ACTIVE, CellRecord, Registry
+from .registry import ACTIVE, DRAINING, ENTERING, CellRecord, Registry
 from .smoke import Client, word_of
 
-DRAINING = "draining"
 MOVES = "/shannon/moves/"
 EDGES = "/shannon/edges/"
 REPORTS = "/shannon/reports/"
@@ -278,7 +277,7 @@ class Mover:
 
     def _take(self, record: CellRecord, overrides: t.Sequence[str]) -> CellRecord:
         request = self._request
-        new = replace(record, home=request.target, epoch=record.epoch + 1, state=ACTIVE)
+        new = replace(record, home=request.target, epoch=record.epoch + 1, state=ENTERING)
         new = self._registry.compare_and_swap(record, new, request.reason, request.operator, overrides)
         self.move.update(changed=True, epoch=new.epoch)
         return new
@@ -345,7 +344,7 @@ class Mover:
             view = self._leases.look(record.cell)
             self._still_ours(record, view)
             lease, serving = view.lease, view.serving
-            if self._serves(view, record):
+            if self._serves(view, record) and view.record and view.record.state == ACTIVE:
                 return True, f"promoted by {serving.host if serving else ''}"
             holder = f"region {lease.region} at epoch {lease.epoch}" if lease else "nobody"
             said = f"region {serving.region} at epoch {serving.epoch}" if serving else "nobody"

@@ -25,6 +25,12 @@ CELLS = "/shannon/cells/"
 HISTORY = "/shannon/history/"
 FIRST_EPOCH = 1
 ACTIVE = "active"
+#: The home ends what it has under way, before it is left: edges hold new requests.
+DRAINING = "draining"
+#: The home is new and does not serve yet: edges hold requests. Its region agents make it active.
+ENTERING = "entering"
+#: States in which clients wait.
+HELD_STATES = (DRAINING, ENTERING)
 
 _EPOCH_DIGITS = 10
 _REVISION_DIGITS = 20
@@ -111,6 +117,14 @@ class Registry:
     def history(self, cell: str) -> list[HistoryEntry]:
         """All changes of a cell, the oldest first."""
         return [_entry(found) for found in self.client.range(f"{HISTORY}{_checked_cell(cell)}/")]
+
+    def moves(self) -> dict[str, list[HistoryEntry]]:
+        """Of each cell the changes of its home, the oldest first."""
+        found: dict[str, list[HistoryEntry]] = {}
+        for entry in map(_entry, self.client.range(HISTORY)):
+            if entry.previous_home not in (None, entry.home):
+                found.setdefault(entry.cell, []).append(entry)
+        return found
 
     def create(
         self, cell: str, home: str, reason: str = "first deployment", operator: str = "site.yml"

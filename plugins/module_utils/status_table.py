@@ -8,6 +8,8 @@ from __future__ import annotations
 import typing as t
 
 WIDTH = 100
+#: Moves that the table shows; all of them are in the JSON.
+MOVES = 5
 _COLUMNS = (("region", 7), ("component", 9), ("member", 14), ("role", 14), ("state", 11), ("timeline", 8), ("lag", 16))
 
 
@@ -31,11 +33,20 @@ def render(info: t.Mapping[str, t.Any]) -> str:
         for region, part in cell["qdrant"].items():
             lines.append(_clip(f"vectors in {region}: {_collections(part['collections'])}{_indexer(part)}"))
         lines += [_clip(f"! {problem}") for problem in cell["problems"]]
+        lines += [_clip(_move(move)) for move in cell.get("moves", [])[-MOVES:]]
         lines.append("")
     lines.append(_clip(_registry_line(info["registry"])))
     lines.append(_clip(_certificate_line(info["certificate"])))
     lines.append(_clip(f"asked from {info['probed_from']} at {info['at']}, in {info['seconds']:.1f} s"))
     return "\n".join(lines)
+
+
+def _move(move: t.Mapping[str, t.Any]) -> str:
+    overridden = f", overridden: {', '.join(move['overrides'])}" if move["overrides"] else ""
+    return (
+        f"moved {move['at'][:19]}Z {move['previous_home']} -> {move['home']}, epoch {move['epoch']}, by "
+        f"{move['operator']}: {move['reason']}{overridden}"
+    )
 
 
 def human_bytes(count: int) -> str:

@@ -90,9 +90,11 @@ info:
     cells:
       description:
         - For each cell its C(home), C(epoch) and C(state), C(in_registry) (whether those are the registry's word),
-          C(healthy), C(problems) (a sentence each), and for C(postgres), C(redis) and C(qdrant) the regions.
+          C(healthy), C(problems) (a sentence each), C(moves) (all changes of its home, the oldest first), and for
+          C(postgres), C(redis) and C(qdrant) the regions.
         - Each region has C(members), with C(name), C(role), C(state), C(healthy), C(error), C(timeline), C(lag_bytes)
-          and C(lag_seconds) (null when unknown); PostgreSQL's also C(synchronous) and C(pending_restart), Redis' also
+          and C(lag_seconds) (null when unknown). PostgreSQL's also have C(synchronous), C(pending_restart), C(received)
+          (the end of the WAL that a follower has, in bytes) and C(replayed_at) (seconds since 1970), Redis' also
           C(offset), Qdrant's also C(peer_id) and C(peers).
         - Qdrant's regions also have C(collections), with C(points), C(shards), C(replicas) and C(replicas_active), and
           C(indexer), the vector indexer that applies there, with C(host), C(lag_rows) and C(lag_seconds) (null when

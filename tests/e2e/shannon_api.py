@@ -471,7 +471,7 @@ def sql(query: str, *parameters: t.Any, read_only: str = "on") -> list[list[t.An
     """The rows of a query on the cell's PostgreSQL primary, asked through the data proxy of a host that lives."""
     given = {"query": query, "parameters": list(parameters), "password": lab.secret("postgres_app")}
     source = _SQL.format(given=json.dumps(given), pki=PKI, read_only=read_only)
-    for name in reversed(DATA_HOSTS["a"]):
+    for name in (*reversed(DATA_HOSTS["a"]), *reversed(DATA_HOSTS["b"])):
         try:
             return t.cast("list[list[t.Any]]", json.loads(lab.Host(name).python(source)))
         except (lab.LabError, subprocess.TimeoutExpired) as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import typing as t
 
@@ -175,3 +176,85 @@ def test_a_full_store_is_an_error_with_a_remedy(cluster: FakeCluster, client: Et
         member.mode = "full"
     with pytest.raises(EndpointError, match=r"database space exceeded.*defrag"):
         client.put("k", "v")
+
+
+class Watching(threading.Thread):
+    """A watch in the background, that began before this is made."""
+
+    def __init__(self, client: EtcdClient, prefixes: list[str], seconds: float = 2.0) -> None:
+        super().__init__(daemon=True)
+        self.seen: bool | ResilienceError | None = None
+        self._watch = lambda: client.watch(prefixes, seconds)
+        self.start()
+        time.sleep(0.1)
+
+    def run(self) -> None:
+        try:
+            self.seen = self._watch()
+        except ResilienceError as exc:
+            self.seen = exc
+
+    def result(self) -> bool | ResilienceError | None:
+        """What it gave, at once: nobody waits here for its time to be up."""
+        self.join(0.5)
+        return self.seen
+
+
+@pytest.mark.parametrize("key", ["/t/cells/main", "/t/leases/main"])
+def test_a_watch_sees_a_change_below_any_of_its_prefixes(cluster: FakeCluster, client: EtcdClient, key: str) -> None:
+    watching = Watching(client, ["/t/cells/", "/t/leases/"])
+    EtcdClient(cluster.endpoints).put(key, "v")
+    assert watching.result() is True
+
+
+def test_a_watch_sees_that_a_key_is_gone(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.put("/t/cells/main", "v")
+    watching = Watching(client, ["/t/cells/"])
+    EtcdClient(cluster.endpoints).delete("/t/cells/main")
+    assert watching.result() is True
+
+
+def test_a_watch_of_what_does_not_change_ends_in_time(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.put("/t/cells/main", "before")
+    started = time.monotonic()
+    watching = Watching(client, ["/t/cells/"], 0.3)
+    EtcdClient(cluster.endpoints).put("/t/other", "v")
+    assert watching.result() is False
+    assert 0.3 <= time.monotonic() - started < 0.3 + TIMEOUT
+
+
+def test_a_watch_that_is_closed_is_an_error_and_the_next_one_works(cluster: FakeCluster, client: EtcdClient) -> None:
+    watching = Watching(client, ["/t/"])
+    (member,) = [one for one in cluster.members if one.endpoint == str(client._good)]
+    member.mode = "cut"
+    assert isinstance(watching.result(), EndpointError)
+    member.mode = ""
+    again = Watching(client, ["/t/"])
+    EtcdClient(cluster.endpoints).put("/t/k", "v")
+    assert again.result() is True
+
+
+def test_a_watch_of_a_member_that_died_is_an_error(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.get("k")
+    (member,) = [one for one in cluster.members if one.endpoint == str(client._good)]
+    member.server.shutdown()
+    member.server.server_close()
+    with pytest.raises(EndpointError, match="a watch"):
+        client.watch(["/t/"], 1.0)
+    assert client.watch(["/t/"], 0.05) is False, "another member is asked then"
+
+
+def test_without_a_quorum_nothing_is_watched(cluster: FakeCluster, client: EtcdClient) -> None:
+    for member in cluster.members:
+        member.mode = "no leader"
+    with pytest.raises(NoQuorumError):
+        client.watch(["/t/"], 1.0)
+
+
+def test_a_watch_that_etcd_cancels_is_an_error(
+    cluster: FakeCluster, client: EtcdClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for member in cluster.members:
+        monkeypatch.setattr(member, "watch", lambda _wanted: iter([{"result": {"canceled": True}}]))
+    with pytest.raises(EndpointError, match="cancelled"):
+        client.watch(["/t/"], 1.0)

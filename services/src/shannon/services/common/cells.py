@@ -100,6 +100,10 @@ class CellDirectory:
         """Whether that is the own region."""
         return self.home_of(cell) == self._deployment.region
 
+    def works(self, cell: str) -> bool:
+        """Whether the own region is to take up tasks of the cell: not while it leaves or enters."""
+        return self.is_home(cell) and self.state(cell) == "active"
+
     def epoch(self, cell: str) -> int:
         """The cell's epoch; 0 while it is not known."""
         found = self._cells.get(cell)

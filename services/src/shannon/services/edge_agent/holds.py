@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Lets a cell's requests wait at an edge while the cell moves, and tells the registry that they do.
 
-A cell is held while its record says C(draining). HAProxy's word has an end, so it is void soon after the last fresh
-record, whether this agent lives or not. For a while after the release a request still waits while no gateway is up, and
-goes to the home that the registry names and nowhere else: health checks follow only when they were asked again.
+A cell is held while its record says C(draining) or C(entering). HAProxy's word has an end, so it is void soon after the
+last fresh record, whether this agent lives or not. For a while after the release a request still waits while no gateway
+is up, and goes to the home that the registry names and nowhere else: health checks follow only when they were asked
+again.
 
 C(/shannon/edges/<host>/<cell>) says to a mover that nothing new comes and how much still runs. It has a lease, so what
 it says is never older than that.
@@ -23,14 +24,13 @@ from functools import partial
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.haproxy import HOLD, WAIT, RuntimeApi, Server
-from shannon.resilience.registry import CellRecord
+from shannon.resilience.registry import HELD_STATES, CellRecord
 from shannon.services.common import logs, metrics
 
 _log = logs.get(__name__)
 R = t.TypeVar("R")
 EDGES = "/shannon/edges/"
 #: The state of a record whose cell's requests wait.
-DRAINING = "draining"
 #: Seconds that the registry keeps what an edge says after the edge fell silent.
 LEASE = 10
 #: Seconds after a release in which health checks may not have followed yet.
@@ -48,7 +48,7 @@ class _Cell:
     """A cell that is held, or was a moment ago.
 
     :ivar home: the only region that may get its traffic; None when the registry has not said so for too long.
-    :ivar fresh: when the registry last said that it is draining.
+    :ivar fresh: when the registry last said that it is.
     :ivar until: the end that HAProxy was given.
     """
 
@@ -132,7 +132,7 @@ class Holds:
 
     def _take(self, name: str, record: CellRecord, now: float) -> None:
         cell = self._cells.get(name)
-        if record.state == DRAINING:
+        if record.state in HELD_STATES:
             if cell is None or cell.released is not None:
                 _log.info("cell %s: its requests wait (%s)", name, record.describe())
                 self._cells[name] = cell = _Cell(record.epoch, record.home, now)

@@ -179,7 +179,7 @@ async def _cell(shared: _Shared, place: Place) -> _Parts:
     engine = Engine(config, shared.llm, toolbox, sessions, shared.memory, shared.manager, (shared.observer,))
 
     def is_home() -> bool:
-        return shared.directory.is_home(place.name)
+        return shared.directory.works(place.name)
 
     worker = Worker(store, engine, events, config.orchestrator, shared.owner, is_home)
     chores = Chores(store, database, shared.memory, config.orchestrator.embedding_retry, is_home)

@@ -11,7 +11,8 @@ from shannon.resilience.errors import ResilienceError
 
 #: The end of the timeline before the present one, as its history file says it.
 SWITCH_POINT = (
-    "SELECT pg_read_file('pg_wal/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '.history', true)"
+    "SELECT pg_read_file("
+    "'pg_wal/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '.history', 0, 65536, true)"
 )
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
+from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, CellRecord
 from shannon.services.common import logs
 
 from .diverged import Diverged, Notes
@@ -37,7 +38,7 @@ STEP_DOWN = 3.0
 #: Seconds for which a switchover's last bytes are waited for after the old home has fallen silent.
 SILENT_SOURCE = 5.0
 #: Seconds after which a C(draining) that no mover looks after is taken back.
-DRAINING = 15.0
+ABANDONED = 15.0
 MOVES = "/shannon/moves/"
 
 
@@ -146,8 +147,11 @@ class Worker:
             self.redis.watch(True)
         if not conducts or lease is None:
             return
-        if standing.local.role == PRIMARY and primary and not serves:
-            self._serve(standing)
+        if standing.local.role == PRIMARY and primary:
+            if not serves:
+                self._serve(standing)
+            elif record.state == ENTERING:
+                self._let_in(record)  # whoever was about to do it died
         wal = (standing.local.postgres or {}).get("xlog") or {}
         if standing.local.role == PRIMARY and not standing.registry_error:
             position = Position(
@@ -197,20 +201,28 @@ class Worker:
         serving = Serving(record.home, record.epoch, time.time(), self._settings.host, switch, seconds)
         if self._keeper.leases.publish(lease, SERVING, serving):
             self._served = record.epoch
+            self._let_in(record)
             _log.info("cell %s: region %s serves at epoch %d %s", self._cell.name, record.home, record.epoch, seconds)
+
+    def _let_in(self, record: CellRecord) -> None:
+        """Have the edges let go of the requests that wait for this region."""
+        if record.state != ACTIVE:
+            operator = f"region agent of {self._settings.host}"
+            new = replace(record, state=ACTIVE)
+            self._keeper.registry.compare_and_swap(record, new, f"region {record.home} serves", operator)
 
     def _take_back_draining(self, standing: Standing) -> None:
         """A mover that died left the cell draining: clients must not wait for nobody."""
         record = standing.record
-        if record is None or record.state != "draining":
+        if record is None or record.state != DRAINING:
             self._draining_since = None
             return
         if self._draining_since is None:
             self._draining_since = now()
-        if now() - self._draining_since < DRAINING or self._client.get(MOVES + self._cell.name) is not None:
+        if now() - self._draining_since < ABANDONED or self._client.get(MOVES + self._cell.name) is not None:
             return
         self._keeper.registry.compare_and_swap(
-            record, replace(record, state="active"), "nobody looks after the switchover any more",
+            record, replace(record, state=ACTIVE), "nobody looks after the switchover any more",
             f"region agent of {self._settings.host}",
         )  # fmt: skip
 
