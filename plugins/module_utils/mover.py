@@ -23,7 +23,7 @@ from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
 from .move_gates import FAILOVER, SWITCHOVER, Facts, Limits, Verdict, judge, lag
 from .region_lease import LEASE_TTL, RegionLeases, View
-from .registry import ACTIVE, DRAINING, ENTERING, CellRecord, Registry
+from .registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord, Registry
 from .smoke import Client, word_of
 
 MOVES = "/shannon/moves/"
@@ -277,7 +277,8 @@ class Mover:
 
     def _take(self, record: CellRecord, overrides: t.Sequence[str]) -> CellRecord:
         request = self._request
-        new = replace(record, home=request.target, epoch=record.epoch + 1, state=ENTERING)
+        state = ENTERING if request.kind == SWITCHOVER else TAKING_OVER
+        new = replace(record, home=request.target, epoch=record.epoch + 1, state=state)
         new = self._registry.compare_and_swap(record, new, request.reason, request.operator, overrides)
         self.move.update(changed=True, epoch=new.epoch)
         return new

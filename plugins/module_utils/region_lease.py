@@ -165,6 +165,14 @@ class RegionLeases:
         self.drop(lease.id)
         return outcome.succeeded
 
+    def publish_end(self, record: CellRecord, position: Position) -> bool:
+        """Write where a former home ended, when its lease ran out before it could give it back.
+
+        :returns: whether it was written; not after the record changed once more.
+        """
+        change = put_op(POSITIONS + record.cell, _text(position))
+        return self.client.txn([when_mod_revision(CELLS + record.cell, record.revision)], [change]).succeeded
+
     def publish(self, lease: RegionLease, prefix: str, what: t.Any) -> bool:
         """Write a position, or that a region serves, if the lease still is what it was.
 

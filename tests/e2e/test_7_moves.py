@@ -93,7 +93,8 @@ def test_failover_of_a_dead_region(at_home: None, capsys: pytest.CaptureFixture[
     show(
         capsys,
         f"failover of a dead region: first task {first - began:.1f} s after the start of failover.yml "
-        f"({moves.phases(found)}), the whole playbook {found['took']:.1f} s, region a whole again {rejoined:.0f} s after its start",
+        f"({moves.phases(found)}), the whole playbook {found['took']:.1f} s, region a whole again "
+        f"{rejoined:.0f} s after its start",
         f"{lost} acknowledged tasks lost and reported; {figures}",
     )
 

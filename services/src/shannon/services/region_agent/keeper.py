@@ -21,7 +21,7 @@ from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.patroni import Patroni
 from shannon.resilience.redis import RedisClient, Replication
 from shannon.resilience.region_lease import AUTHORITY, GRACE, PROMISE, RegionLeases, View
-from shannon.resilience.registry import ENTERING, CellRecord, Registry
+from shannon.resilience.registry import TAKING_OVER, CellRecord, Registry
 from shannon.services.common import logs, metrics
 
 from .fence import Fence
@@ -222,7 +222,7 @@ class Keeper:
         if not free:
             _log.warning("cell %s: not taken over yet: %s", self.cell.name, reason)
             return standing
-        new = replace(record, home=self._settings.region, epoch=record.epoch + 1, state=ENTERING)
+        new = replace(record, home=self._settings.region, epoch=record.epoch + 1, state=TAKING_OVER)
         try:
             written = self.registry.compare_and_swap(
                 record, new, f"the lease of region {record.home} ended", f"region agent of {self._settings.host}"

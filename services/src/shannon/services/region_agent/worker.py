@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
-from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, CellRecord
+from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord
 from shannon.services.common import logs
 
 from .diverged import Diverged, Notes
@@ -150,7 +150,7 @@ class Worker:
         if standing.local.role == PRIMARY and primary:
             if not serves:
                 self._serve(standing)
-            elif record.state == ENTERING:
+            elif record.state in (ENTERING, TAKING_OVER):
                 self._let_in(record)  # whoever was about to do it died
         wal = (standing.local.postgres or {}).get("xlog") or {}
         if standing.local.role == PRIMARY and not standing.registry_error:
@@ -167,8 +167,15 @@ class Worker:
             return
         key = f"promote {record.epoch}"
         self._began.setdefault(key, time.monotonic())
-        position = standing.view.position
-        if position and position.final and position.epoch == record.epoch - 1 and position.region != record.home:
+        position, held = standing.view.position, standing.view.held
+        ended = bool(position and position.final and position.epoch == record.epoch - 1)
+        if not ended and record.state == ENTERING and held and position and position.region != record.home:
+            # A switchover: the old home says where it ended, as long as it lives.
+            if self._source_lives(position.region):
+                self._say("catching up", f"region {position.region} has not said yet where it ended")
+                return
+            _log.error("cell %s: region %s fell silent during a switchover", self._cell.name, position.region)
+        if position and ended and position.region != record.home:
             missing = self.postgres.behind(standing, position)
             if missing and self._source_lives(position.region):
                 self._say("catching up", f"{missing} bytes of the old home are still to come")
@@ -239,15 +246,34 @@ class Worker:
         except ResilienceError as exc:
             redis_error = exc  # PostgreSQL must not wait for Redis to be well
         self._follow(standing)
-        lease = standing.view.lease
-        if lease and lease.region == self._settings.region and self.postgres.conducts(standing):
-            quiet, end = self.postgres.end()
-            if quiet and self.redis.quiet():
-                position = Position(lease.region, lease.epoch, end, time.time(), self._settings.host, final=True)
-                if self._keeper.leases.release(lease, position):
-                    _log.info("cell %s: gave the cell back in order, at %d bytes", self._cell.name, end)
+        self._give_back(standing, record)
         if redis_error:
             raise redis_error
+
+    def _give_back(self, standing: Standing, record: CellRecord) -> None:
+        """Once nothing of a former home takes writes, say where it ended, and let go of the lease."""
+        view, region = standing.view, self._settings.region
+        lease, position, serving = view.lease, view.position, view.serving
+        holds = lease is not None and lease.region == region
+        awaited = (
+            position is not None
+            and (position.region, position.epoch) == (region, record.epoch - 1)
+            and not position.final
+            and (serving is None or serving.epoch < record.epoch)
+        )
+        if not (holds or awaited) or not self.postgres.conducts(standing):
+            return
+        quiet, end = self.postgres.end()
+        if not quiet or not self.redis.quiet():
+            return
+        if lease is not None and holds:
+            final = Position(region, lease.epoch, end, time.time(), self._settings.host, final=True)
+            written = self._keeper.leases.release(lease, final)
+        else:
+            final = Position(region, record.epoch - 1, end, time.time(), self._settings.host, final=True)
+            written = self._keeper.leases.publish_end(record, final)
+        if written:
+            _log.info("cell %s: gave the cell back in order, at %d bytes", self._cell.name, end)
 
     def _follow(self, standing: Standing) -> None:
         record, serving = standing.record, standing.view.serving
