@@ -20,13 +20,15 @@ from dataclasses import dataclass
 
 from .concurrently import gather
 from .errors import EndpointError, ResilienceError
-from .http_client import JsonEndpoint, describe
+from .http_client import JsonEndpoint, Response, describe
 
 #: The gateway's prefixes, newest first: etcd 3.4 and later, then 3.3 (Ubuntu 22.04).
 PREFIXES = ("/v3", "/v3beta")
 #: gRPC status codes that another member may well not give: deadline exceeded, aborted, internal, unavailable.
 _TRY_ANOTHER = frozenset({4, 10, 13, 14})
 _RESOURCE_EXHAUSTED = 8
+#: Connections to one member that are kept open while nobody uses them.
+IDLE_CONNECTIONS = 4
 
 Body = dict[str, t.Any]
 R = t.TypeVar("R")
@@ -201,6 +203,8 @@ class EtcdClient:
         self.timeout = timeout
         self.name = name
         self._good: Endpoint | None = None
+        self._lock = threading.Lock()
+        self._idle: dict[Endpoint, list[http.client.HTTPConnection]] = {}
         self._prefixes: dict[Endpoint, str] = {}
 
     # -- keys ----------------------------------------------------------------------------------------------------
@@ -398,6 +402,36 @@ class EtcdClient:
     def _json(self, endpoint: Endpoint, timeout: float) -> JsonEndpoint:
         return JsonEndpoint(endpoint.host, endpoint.port, self.context, timeout)
 
+    def _post(self, endpoint: Endpoint, path: str, body: Body, timeout: float) -> Response:
+        """One request, over a connection that was kept open: a handshake costs more than most questions.
+
+        A member may have closed it meanwhile; then a fresh one is tried, once. That may do a thing twice, as asking
+        another member may, and what is changed here bears it.
+        """
+        asker = self._json(endpoint, timeout)
+        with self._lock:
+            idle = self._idle.setdefault(endpoint, [])
+            kept = idle.pop() if idle else None
+        if kept is not None and kept.sock is not None:
+            kept.sock.settimeout(timeout)
+            began = time.monotonic()
+            try:
+                return self._keep(endpoint, kept, asker.request("POST", path, body, kept=kept))
+            except EndpointError:
+                if time.monotonic() - began > timeout / 2:
+                    raise  # it is not closed, it is silent
+        fresh = asker.connection()
+        return self._keep(endpoint, fresh, asker.request("POST", path, body, kept=fresh))
+
+    def _keep(self, endpoint: Endpoint, connection: http.client.HTTPConnection, response: Response) -> Response:
+        with self._lock:
+            idle = self._idle[endpoint]
+            if connection.sock is not None and len(idle) < IDLE_CONNECTIONS:
+                idle.append(connection)
+                return response
+        connection.close()
+        return response
+
     def _ask(self, endpoint: Endpoint, path: str, body: Body, timeout: float, tolerated: t.Sequence[str] = ()) -> Body:
         """One request to one member, under the prefix that its version knows.
 
@@ -407,7 +441,7 @@ class EtcdClient:
         known = self._prefixes.get(endpoint)
         for prefix in (known,) if known else PREFIXES:
             try:
-                response = self._json(endpoint, timeout).request("POST", prefix + path, body)
+                response = self._post(endpoint, prefix + path, body, timeout)
             except EndpointError as exc:
                 raise _Unavailable(endpoint, exc.expected, exc.seen) from exc
             if response.status == 404 and not _error(response.body)[1]:

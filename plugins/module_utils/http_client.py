@@ -40,26 +40,37 @@ class JsonEndpoint:
     timeout: float = 2.0
     headers: dict[str, str] = field(default_factory=dict)
 
-    def request(self, method: str, path: str, body: t.Any = None, timeout: float | None = None) -> Response:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: t.Any = None,
+        timeout: float | None = None,
+        kept: http.client.HTTPConnection | None = None,
+    ) -> Response:
         """Send one request; any HTTP status is an answer, not an error.
 
+        :param kept: an open connection to use, and to leave open; a failure closes it.
         :raises EndpointError: no connection, no TLS, or no complete answer within the timeout.
         """
-        connection = self.connection(timeout)
+        connection = kept or self.connection(timeout)
         headers = {"Accept": "application/json", **self.headers}
         payload = None
         if body is not None:
             payload = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
+        whole = False
         try:
             connection.request(method, path, body=payload, headers=headers)
             answer = connection.getresponse()
             raw = answer.read()
             status = answer.status
+            whole = not answer.will_close
         except (OSError, http.client.HTTPException) as exc:
             raise EndpointError(self.host, self.port, f"an answer to {method} {path}", describe(exc)) from exc
         finally:
-            connection.close()
+            if kept is None or not whole:
+                connection.close()
         return Response(status, _decode(raw))
 
     def connection(self, timeout: float | None = None) -> http.client.HTTPConnection:

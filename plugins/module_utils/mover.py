@@ -352,13 +352,13 @@ class Mover:
             return False, f"the lease is held by {holder}, {said} serves"
 
         phase.note(_until(serves, f"region {record.home} to serve the cell {record.cell}", PROMOTE_WITHIN))
-        view = self._leases.look(record.cell)
-        position, serving = view.position, view.serving
+        serving = self._leases.look(record.cell).serving
         if serving and serving.switch_lsn:
             self.move["switch_lsn"] = serving.switch_lsn
-        if serving and position and position.final and position.epoch == record.epoch - 1 and serving.switch_lsn:
-            lost = max(0, position.lsn - serving.switch_lsn)
-            self.move["rpo"] = {"bytes": lost, "seconds": 0.0, "text": "the old home's last byte was received"}
+        if serving and serving.old_end and serving.switch_lsn:
+            lost = max(0, serving.old_end - serving.switch_lsn)
+            text = f"the old home ended at byte {serving.old_end}, the new one went on from {serving.switch_lsn}"
+            self.move["rpo"] = {"bytes": lost, "text": text, **({} if lost else {"seconds": 0.0})}
 
     @staticmethod
     def _serves(view: View, record: CellRecord) -> bool:

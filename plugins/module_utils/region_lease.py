@@ -71,6 +71,7 @@ class Serving:
     """A home that takes writes: since when, and from where in the old home's WAL its own goes on.
 
     :ivar switch_lsn: end of what it has of its predecessor's timeline; 0 when that is not known.
+    :ivar old_end: where the old home said that it ended, in bytes; 0 when it did not say so.
     :ivar seconds: by phase, what its promotion took.
     """
 
@@ -79,6 +80,7 @@ class Serving:
     at: float
     host: str
     switch_lsn: int = 0
+    old_end: int = 0
     seconds: dict[str, float] | None = None
 
 

@@ -27,8 +27,8 @@ FIRST_EPOCH = 1
 ACTIVE = "active"
 #: The home ends what it has under way, before it is left: edges hold new requests.
 DRAINING = "draining"
-#: The home is new and does not serve yet: edges hold requests. It was a switchover, so it must have all that the old home
-#: wrote before it serves. Its region agents make it active.
+#: The home is new and does not serve yet: edges hold requests. It was a switchover, so it must have all that the old
+#: home wrote before it serves. Its region agents make it active.
 ENTERING = "entering"
 #: Likewise after a failover: what did not come is lost.
 TAKING_OVER = "taking_over"

@@ -18,7 +18,7 @@ from fake_etcd import FakeCluster
 from ansible_collections.shannon.resilience.plugins.module_utils import mover as subject
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ConflictError, ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
-from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import FAILOVER, SWITCHOVER
+from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import FAILOVER, SWITCHOVER, Limits
 from ansible_collections.shannon.resilience.plugins.module_utils.mover import (
     EDGES,
     MOVES,
@@ -184,7 +184,7 @@ def agents(cluster: FakeCluster, *regions: str) -> Background:
             if view.serving is None or view.serving.epoch != record.epoch:
                 serving = Serving(record.home, record.epoch, time.time(), lease.host, 2000, {"promote": 0.1})
                 leases.publish(lease, SERVING, serving)
-            if record.state == "entering":
+            if record.state in ("entering", "taking_over"):
                 registry.compare_and_swap(record, replace(record, state="active"), "it serves", "region agent")
 
     return Background(step)
@@ -250,7 +250,7 @@ def test_a_lost_home_is_left_for_the_target(cluster: FakeCluster, record: CellRe
         move = run(cluster, world, FAILOVER)
     assert (move["outcome"], move["error"], move["changed"]) == ("done", "", True)
     assert (move["from"], move["to"], move["epoch_before"], move["epoch"]) == ("a", "b", 1, 2)
-    assert history(cluster) == [(1, "a", "active"), (2, "b", "entering"), (2, "b", "active")]
+    assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
     assert phases(move) == ["preflight", "fence", "promote", "route", "verify"]
     assert note(move, "fence") == "its lease had ended"
     assert move["lag_before"] == {"bytes": 0, "seconds": 0.0}
@@ -318,8 +318,9 @@ def test_a_home_that_serves_is_not_failed_over(cluster: FakeCluster, record: Cel
 
 
 def test_a_home_that_beats_is_not_failed_over_though_its_postgresql_is_silent(
-    cluster: FakeCluster, record: CellRecord
+    cluster: FakeCluster, record: CellRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subject, "time", time)
     with agents(cluster, "a"):
         wait_for_lease(cluster)
         move = run(cluster, World(home_lives=False), FAILOVER)
@@ -442,13 +443,13 @@ def test_a_home_that_does_not_serve_is_not_switched_over(cluster: FakeCluster, r
 
 def test_a_move_whose_mover_died_after_the_swap_is_finished(cluster: FakeCluster, record: CellRecord) -> None:
     world = lost_home(cluster, record)
-    swap(cluster, record, "b", "entering")
+    swap(cluster, record, "b", "taking_over")
     with agents(cluster, "b"):
         move = run(cluster, world, FAILOVER)
     assert (move["outcome"], move["error"], move["epoch"]) == ("done", "", 2)
     assert note(move, "preflight") == "region b is the home already: what is left is done"
     assert phases(move) == ["preflight", "fence", "promote", "route", "verify"]
-    assert history(cluster) == [(1, "a", "active"), (2, "b", "entering"), (2, "b", "active")]
+    assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
 
 
 def test_a_switchover_whose_mover_died_while_it_drained_is_finished(cluster: FakeCluster, record: CellRecord) -> None:
@@ -472,7 +473,7 @@ def test_a_move_that_is_done_is_only_verified(cluster: FakeCluster, record: Cell
         move = run(cluster, world, FAILOVER)
     assert (move["outcome"], move["changed"]) == ("done", False)
     assert phases(move) == ["preflight", "route", "verify"]
-    assert history(cluster) == [(1, "a", "active"), (2, "b", "entering"), (2, "b", "active")]
+    assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
 
 
 def test_a_target_that_does_not_serve_in_time_is_an_error_and_the_next_run_ends_it(
@@ -564,7 +565,7 @@ def test_who_loses_the_mark_changes_nothing(cluster: FakeCluster, record: CellRe
 def test_a_swap_that_is_lost_says_who_won(cluster: FakeCluster, record: CellRecord) -> None:
     world = lost_home(cluster, record)
     world.looking = lambda: swap(cluster, record, "c", operator="bob")
-    move = run(cluster, world, FAILOVER)
+    move = run(cluster, world, FAILOVER, limits=Limits(cooldown=0))
     assert (move["outcome"], move["changed"]) == ("failed", False)
     assert "home c, epoch 2" in move["error"] and "written by bob" in move["error"]
     assert history(cluster) == [(1, "a", "active"), (2, "c", "active")]
@@ -615,7 +616,7 @@ def test_of_two_movers_at_once_the_cell_moves_once(cluster: FakeCluster, record:
             thread.start()
         for thread in threads:
             thread.join()
-    assert history(cluster) == [(1, "a", "active"), (2, "b", "entering"), (2, "b", "active")]
+    assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
     assert sum(bool(move["changed"]) for move in moves) == 1
 
 

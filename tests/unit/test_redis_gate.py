@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+import time
 import types
 import typing as t
 from pathlib import Path
@@ -170,3 +172,135 @@ def test_a_fresh_cell_starts(gate, state, monkeypatch):
     monkeypatch.setattr(gate, "holders_of_data", lambda *_args: [])
     gate.start_redis(SETTINGS, None)
     assert (state / "redis.conf").read_text() == running(None)
+
+
+# -- where a region agent runs ---------------------------------------------------------------------------------------
+
+NOBODY = ("127.0.0.1", 1)
+REGIONS = {"a": [OWN[0], OTHER[0]], "b": [FAR[0]]}
+
+
+def word(duty: str, home: str = "a", epoch: int = 3) -> dict[str, t.Any]:
+    return {"duty": duty, "record": {"home": home, "epoch": epoch, "state": "active"}}
+
+
+@pytest.fixture
+def sentinels(gate, monkeypatch) -> dict[str, View]:
+    """What Sentinels say by the host that they run on; only who is asked answers."""
+    views: dict[str, View] = {}
+
+    def ask(settings, _context, hosts=None):
+        asked = settings["others"] if hosts is None else hosts
+        return [views[host] for host in asked if host in views]
+
+    monkeypatch.setattr(gate, "views_of_sentinels", ask)
+    return views
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "views", "expected"),
+    [
+        # Nothing is known, or there is no authority: nothing takes writes.
+        (None, running(None), {OTHER[0]: View(*OWN, 9)}, running(NOBODY, 0)),
+        (word("fenced"), running(None), {OTHER[0]: View(*OWN, 9)}, running(NOBODY, 0)),
+        ({"duty": "home", "record": None}, running(None), {}, running(NOBODY, 0)),
+        # At home: the region's own Sentinels say who is the primary.
+        (word("home"), running(OTHER), {OTHER[0]: View(*OWN, 2)}, running(None)),
+        (word("home"), running(None), {OTHER[0]: View(*OTHER, 2)}, running(OTHER)),
+        (word("home"), running(None), {}, running(None)),
+        (word("home"), running(OTHER), {}, running(OTHER)),
+        (word("home"), running(OTHER), {OTHER[0]: View(*OWN, 2), FAR[0]: View(*FAR, 9)}, running(None)),
+        # What it followed was the primary of another home, or nobody.
+        (word("home"), running(FAR, 0), {}, running(FAR, 0)),
+        (word("home"), running(NOBODY, 0), {}, running(NOBODY, 0)),
+        (word("home"), running(NOBODY, 0), {OTHER[0]: View(*OWN, 2)}, running(None)),
+        # Elsewhere: never a primary, and only the home's Sentinels are believed.
+        (word("standby", "b"), running(None), {FAR[0]: View(*FAR, 2)}, running(FAR, 0)),
+        (word("standby", "b"), running(None), {OTHER[0]: View(*OWN, 9)}, running(NOBODY, 0)),
+        (word("standby", "b"), running(FAR, 0), {OTHER[0]: View(*OTHER, 9)}, running(FAR, 0)),
+        (word("standby", "b"), running(None), {FAR[0]: View(*OWN, 2)}, running(NOBODY, 0)),
+        (word("standby", "b"), "", {}, running(NOBODY, 0)),
+        (word("standby", "c"), running(OTHER), {}, running(OTHER, 0)),
+    ],
+)
+def test_whom_redis_follows_by_the_agents_word(gate, sentinels, said, before, views, expected):
+    sentinels.update(views)
+    assert gate.compose_by_word({**SETTINGS, "regions": REGIONS}, before, said, None) == expected
+
+
+@pytest.mark.parametrize("duty", ["standby", "fenced"])
+def test_outside_the_home_nothing_starts_as_a_primary(gate, sentinels, duty):
+    for before in ("", running(None), running(OWN), running(OTHER)):
+        for view in (View(*OWN, 9), View(*OTHER, 9)):
+            sentinels.update({OTHER[0]: view, FAR[0]: view})
+            composed = gate.compose_by_word({**SETTINGS, "regions": REGIONS}, before, word(duty, "b"), None)
+            assert gate.followed(composed) not in (None, OWN)
+            assert "replica-priority 0\n" in composed
+
+
+def test_what_sentinel_learned_in_this_stay_is_kept(gate, tmp_path):
+    path = tmp_path / "stay"
+    path.write_text("3\n")
+    assert gate.of_this_stay(path, sentinel(OWN, 4), word("home", epoch=3)) == sentinel(OWN, 4)
+
+
+@pytest.mark.parametrize("known", ["2\n", ""])
+def test_what_sentinel_learned_in_an_earlier_stay_is_forgotten_but_its_name(gate, tmp_path, known):
+    path = tmp_path / "stay"
+    if known:
+        path.write_text(known)
+    assert gate.of_this_stay(path, sentinel(OWN, 4), word("home", epoch=3)) == "sentinel myid abc\n"
+    assert path.read_text() == "3\n"
+    assert gate.of_this_stay(path, sentinel(OTHER, 1), word("home", epoch=3)) == sentinel(OTHER, 1)
+
+
+@pytest.mark.parametrize("said", [None, {}, {"record": None}])
+def test_without_a_word_sentinel_forgets_nothing(gate, tmp_path, said):
+    assert gate.of_this_stay(tmp_path / "stay", sentinel(OWN, 4), said) == sentinel(OWN, 4)
+    assert not (tmp_path / "stay").exists()
+
+
+@pytest.fixture
+def words(gate, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(gate, "WORDS", tmp_path)
+    return tmp_path
+
+
+def leave(folder: Path, age: float = 0.0, **changes: t.Any) -> None:
+    at = time.clock_gettime(time.CLOCK_BOOTTIME) - age
+    (folder / "main.json").write_text(json.dumps({"at": at, **word("home"), **changes}))
+
+
+def test_the_agents_word_is_taken_when_it_is_fresh(gate, words):
+    leave(words)
+    assert gate.agents_word("main", 5)["duty"] == "home"
+
+
+@pytest.mark.parametrize(("age", "duty"), [(11.0, "home"), (-5.0, "home"), (0.0, "waiting")])
+def test_a_word_that_says_nothing_new_is_none(gate, words, age, duty):
+    leave(words, age, duty=duty)
+    assert gate.agents_word("main", 0) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"at": "now", "duty": "home"}'])
+def test_a_word_that_can_not_be_read_is_none(gate, words, text):
+    (words / "main.json").write_text(text)
+    assert gate.agents_word("main", 0) is None
+
+
+def test_a_word_that_comes_later_is_waited_for(gate, words, monkeypatch):
+    leave(words, duty="waiting")
+    monkeypatch.setattr(gate.time, "sleep", lambda _seconds: leave(words, duty="standby"))
+    assert gate.agents_word("main", 5)["duty"] == "standby"
+
+
+@pytest.mark.parametrize(("unit", "expected"), [(True, running(NOBODY, 0)), (False, running(None))])
+def test_the_word_counts_where_an_agent_is_installed(gate, state, tmp_path, monkeypatch, unit, expected):
+    (state / "appendonly.aof").touch()
+    path = tmp_path / "shannon-region-agent.service"
+    if unit:
+        path.touch()
+    monkeypatch.setattr(gate, "AGENT_UNIT", path)
+    monkeypatch.setattr(gate, "agents_word", lambda _cell: None)
+    gate.start_redis({**SETTINGS, "regions": REGIONS}, None)
+    assert (state / "redis.conf").read_text() == expected

@@ -230,6 +230,24 @@ def test_who_lost_the_lease_publishes_nothing(clock: Clock, leases: RegionLeases
     assert leases.look("main").position == Position("b", 2, 10, 1001.0)
 
 
+def test_a_former_home_whose_lease_ran_out_says_where_it_ended(
+    clock: Clock, leases: RegionLeases, record: CellRecord
+) -> None:
+    taken(leases, record)
+    moved = move(leases, record, "b")
+    clock.now += LEASE_TTL
+    assert leases.publish_end(moved, position(500, final=True))
+    assert leases.look("main").position == position(500, final=True)
+
+
+def test_its_end_is_not_news_once_the_record_went_on(leases: RegionLeases, record: CellRecord) -> None:
+    taken(leases, record)
+    moved = move(leases, record, "b")
+    Registry(leases.client).compare_and_swap(moved, replace(moved, state="draining"), "a test", "ada")
+    assert not leases.publish_end(moved, position(500, final=True))
+    assert leases.look("main").position is None
+
+
 @pytest.mark.parametrize("prefix", [LEASES, HELD])
 @pytest.mark.parametrize("value", ["", "{", "[]", "{}", '{"cell": "main", "region": "a", "epoch": "x", "host": "a1"}'])
 def test_a_lease_written_by_hand_is_refused_with_its_key(leases: RegionLeases, prefix: str, value: str) -> None:

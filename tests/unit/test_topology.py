@@ -105,4 +105,4 @@ def test_components_are_listed_by_site() -> None:
 def test_a_host_opens_only_the_ports_of_its_components() -> None:
     firewall = derive(REGIONS, CELLS, GROUPS, ADDRESSES)["firewall"]
     assert firewall["w1"] == [12379, 12380]
-    assert firewall["a2"] == [2379, 2380, 5432, 6333, 6335, 6379, 8008, 26379]
+    assert firewall["a2"] == [2379, 2380, 5432, 6333, 6335, 6379, 8008, 8443, 26379]

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Lets a cell's requests wait at an edge while the cell moves, and tells the registry that they do.
 
-A cell is held while its record says C(draining), C(entering) or C(taking_over). HAProxy's word has an end, so it is void
-soon after the last fresh record, whether this agent lives or not. For a while after the release a request still waits
-while no gateway is up, and goes to the home that the registry names and nowhere else: health checks follow only when
-they were asked again.
+A cell is held while its record says C(draining), C(entering) or C(taking_over). HAProxy's word has an end, so it is
+void soon after the last fresh record, whether this agent lives or not. For a while after the release a request still
+waits while no gateway is up, and goes to the home that the registry names and nowhere else: health checks follow only
+when they were asked again.
 
 C(/shannon/edges/<host>/<cell>) says to a mover that nothing new comes and how much still runs. It has a lease, so what
 it says is never older than that.

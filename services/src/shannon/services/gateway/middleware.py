@@ -14,6 +14,7 @@ import typing as t
 import uuid
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shannon.services.common import logs, metrics
@@ -71,6 +72,9 @@ class Envelope:
                 await answer(413, "too_large", f"the body has more than {limit} bytes", closed)(scope, receive, tagged)
                 return
             await self._app(scope, _bounded(receive, limit), tagged)
+        except ClientDisconnect:
+            # Nobody is there to be answered; an edge that ends its sessions does this to many at once.
+            _log.info("a client left before its request was read")
         except Exception:
             _log.exception("a request crashed")
             if not status:

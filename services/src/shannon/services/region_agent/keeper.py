@@ -132,6 +132,7 @@ class Keeper:
         self._standing = NOTHING
         self._lock = threading.Lock()
         self._gone_since: float | None = None
+        self._redis: RedisClient | None = None
         self._ports = (cell.postgres, cell.redis)
         self._authority = metrics.gauge(
             "shannon_region_authority_seconds", "How long this host may be a primary.", ("cell",)
@@ -292,11 +293,9 @@ class Keeper:
         address = self._settings.postgres.get(self._settings.region, {}).get(self._settings.host)
         patroni = Patroni(address or self._settings.address, cell.patroni, self._context, timeout=1.0)
 
-        def redis() -> Replication:
-            with RedisClient("localhost", cell.redis, "admin", password, self._context, 1.0) as client:
-                return client.replication()
-
-        answers = gather({"postgres": patroni.status, "redis": redis})
+        if self._redis is None:
+            self._redis = RedisClient("localhost", cell.redis, "admin", password, self._context, 1.0)
+        answers = gather({"postgres": patroni.status, "redis": self._redis.replication})
         postgres, said = answers["postgres"], answers["redis"]
         return Local(
             postgres=postgres if isinstance(postgres, dict) else None,

@@ -24,6 +24,8 @@ from .settings import CellSettings, Settings
 
 _log = logs.get(__name__)
 PRIMARY = "primary"
+#: Patroni's states in which PostgreSQL takes no connection.
+NOT_RUNNING = ("stopped", "starting", "start failed", "crashed", "custom bootstrap failed", "initdb failed")
 LEADERS = (PRIMARY, "standby_leader")
 #: Port 1 of the host itself, where nothing listens. It has the keys that following somebody has, so that the one takes
 #: the other's place whole: Patroni merges what it is told, and can't bear an empty slot's name.
@@ -127,13 +129,22 @@ class PostgresOfRegion:
         }
 
     def end(self) -> tuple[bool, int]:
-        """Whether every member answers and takes no writes, and the end of the WAL that the region has, in bytes."""
+        """Whether the region has stepped down, and the end of the WAL that it has, in bytes.
+
+        It has once a member leads it as a follower and no other runs as a primary. The former primary may still be
+        stopped then: Patroni hands the lead on only when another member has all that it wrote.
+        """
         answers = self.statuses()
         quiet = all(
-            isinstance(answer, dict) and answer.get("role") in FOLLOWERS and answer.get("state") == "running"
+            isinstance(answer, dict) and (answer.get("role") in FOLLOWERS or answer.get("state") in NOT_RUNNING)
             for answer in answers.values()
         )
-        return quiet, max((_end(answer) for answer in answers.values() if isinstance(answer, dict)), default=0)
+        led = any(
+            isinstance(answer, dict) and answer.get("role") == "standby_leader" and answer.get("state") == "running"
+            for answer in answers.values()
+        )
+        ends = [_end(answer) for answer in answers.values() if isinstance(answer, dict)]
+        return quiet and led, max(ends, default=0)
 
     def behind(self, standing: Standing, position: Position) -> int:
         """Bytes that this host's member has yet to receive to have all that the old home wrote."""

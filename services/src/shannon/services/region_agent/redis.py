@@ -39,14 +39,17 @@ class RedisOfRegion:
         self._cell = cell
         self._context = context
         self._addresses = dict(settings.redis.get(settings.region, {}))
+        #: Connections stay open: they are asked every second, and a handshake costs both ends more than the question.
+        self._clients: dict[str, RedisClient] = {}
 
     def instances(self, region: str, timeout: float = 1.0) -> dict[str, Replication]:
         """Of the instances of a region, those that answer, by address."""
 
         def asker(address: str) -> t.Callable[[], Replication]:
+            client = self._clients.setdefault(address, self._client(address, timeout))
+
             def ask() -> Replication:
-                with self._client(address, timeout) as client:
-                    return client.replication()
+                return client.replication()
 
             return ask
 

@@ -205,7 +205,9 @@ class Worker:
             switch = switch_point(self._cell.postgres) if began is not None or record.epoch > 1 else 0
         except ResilienceError:
             switch = 0
-        serving = Serving(record.home, record.epoch, time.time(), self._settings.host, switch, seconds)
+        position = standing.view.position
+        ended = position.lsn if position and position.final and position.epoch == record.epoch - 1 else 0
+        serving = Serving(record.home, record.epoch, time.time(), self._settings.host, switch, ended, seconds)
         if self._keeper.leases.publish(lease, SERVING, serving):
             self._served = record.epoch
             self._let_in(record)
