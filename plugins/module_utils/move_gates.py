@@ -141,7 +141,7 @@ def lag(facts: Facts) -> tuple[int | None, float | None]:
         return None, None
     leader = leaders[0]
     if leader.get("lag_bytes") is not None:
-        return int(leader["lag_bytes"]), leader.get("lag_seconds") or 0.0
+        return int(leader["lag_bytes"]), leader.get("lag_seconds")
     position = facts.view.position
     received = leader.get("received")
     if position is None or received is None or position.region != facts.record.home:

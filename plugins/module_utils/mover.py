@@ -133,6 +133,8 @@ class Mover:
         self._request = request
         self._timeline = Timeline()
         self._mark = _Mark(client, request)
+        #: Whether an earlier run swapped the record, and this one only sees it through.
+        self._followed = False
         self.move: dict[str, t.Any] = {
             "cell": request.cell,
             "kind": request.kind,
@@ -154,12 +156,11 @@ class Mover:
             self._run()
         except ResilienceError as exc:
             self.move["error"] = str(exc)
-            self.move["outcome"] = REFUSED if isinstance(exc, Refused) else FAILED
+            self.move["outcome"] = FAILED if self.move["changed"] or self._followed else REFUSED
         finally:
             self._mark.remove()
         self.move["ended_at"] = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        if self.move["changed"]:
-            self._keep_report()
+        self._keep_report()
         return self.move
 
     def _run(self) -> None:
@@ -177,12 +178,16 @@ class Mover:
         if request.plan:
             self.move["outcome"] = PLANNED
             return
+        if resumed and record.state == DRAINING:
+            self._let_go(record)  # somebody wanted to leave this region and gave up
+            record = self._leases.look(request.cell).record or record
+        self._followed = resumed
         if resumed and self._serves(facts.view, record) and record.state == ACTIVE:
             self._verify(record)
             self.move["outcome"] = DONE
             return
-        self._mark.put()
         if not resumed:
+            self._mark.put()
             record = self._swap(facts, verdicts)
         with self._timeline.phase("fence") as phase:
             self._wait_for_fence(record, phase)
@@ -315,7 +320,7 @@ class Mover:
             waiting = []
             for edge in edges:
                 found = self._client.get(f"{EDGES}{edge}/{record.cell}")
-                said = json.loads(found.value) if found else {}
+                said = _mapping(found.value) if found else {}
                 if said.get("epoch") != record.epoch or not wanted(said):
                     waiting.append(edge)
             if not waiting or time.monotonic() >= deadline:
@@ -408,11 +413,15 @@ class Mover:
         return round(end - begin, 3)
 
     def _keep_report(self) -> None:
+        """Leave the figures with the registry, once for each epoch: a run that only saw it through says less."""
+        swapped = self.move.get("epoch") != self.move.get("epoch_before")
+        if not swapped and not (self._followed and self.move["outcome"] == DONE):
+            return
         kept = {key: value for key, value in self.move.items() if key != "gates"}
         try:
-            self._client.put(
-                f"{REPORTS}{self.move['cell']}/{self.move['epoch']:010d}", json.dumps(kept, sort_keys=True, default=str)
-            )
+            key = f"{REPORTS}{self.move['cell']}/{self.move['epoch']:010d}"
+            text = json.dumps(kept, sort_keys=True, default=str)
+            self._client.txn([] if swapped else [when_absent(key)], [put_op(key, text)])
         except ResilienceError as exc:
             self.move["warning"] = f"the report is not in the registry: {exc}"
 
@@ -460,7 +469,8 @@ class _Mark:
             return ""
         first = found
         while time.monotonic() < deadline:
-            value = json.loads(found.value)
+            value = {"operator": "somebody", "host": "a host", "kind": "move", "to": "?", "at": "?"}
+            value.update(_mapping(found.value))
             if found.mod_revision != first.mod_revision:
                 who = f"{value['operator']} on {value['host']}"
                 return f"{who} does a {value['kind']} to {value['to']} since {value['at']}"
@@ -519,6 +529,15 @@ def _until(condition: t.Callable[[], tuple[bool, str]], what: str, timeout: floa
     if lost:
         raise lost[0]
     return seen
+
+
+def _mapping(text: str) -> dict[str, t.Any]:
+    """A JSON object; empty when it is none: somebody wrote the key by hand, and it says nothing."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _submit(client: Client) -> str:

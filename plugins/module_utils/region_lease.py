@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import typing as t
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from .errors import ResilienceError
 from .etcd import EtcdClient, KeyValue, delete_op, get_op, put_op, when_absent, when_mod_revision
@@ -204,9 +204,15 @@ def _lease(found: KeyValue) -> RegionLease:
 
 
 def _typed(kind: type[T], found: KeyValue) -> T:
+    value = _mapping(found)
     try:
-        return kind(**_mapping(found))
-    except TypeError as exc:
+        # What a newer version says besides is left out, so that hosts can be upgraded one after the other.
+        known = {one.name: value[one.name] for one in fields(kind) if one.name in value}  # type: ignore[arg-type]
+        for name in ("epoch", "lsn", "switch_lsn", "old_end"):
+            if name in known:
+                known[name] = int(known[name])
+        return kind(**known)
+    except (TypeError, ValueError) as exc:
         raise ResilienceError(f"the registry's key {found.key} can't be read: {found.value[:200]!r}") from exc
 
 

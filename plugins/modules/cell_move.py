@@ -269,7 +269,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     after = before
     for move in t.cast("list[dict[str, t.Any]]", moves):
         name = move["cell"]
-        if move["outcome"] != "refused":
+        if move["outcome"] == "planned" or (move["changed"] and move["epoch"] != move["epoch_before"]):
             old = f"{name}: {records[name].describe()}\n"
             epoch = move["epoch"] + (1 if move["outcome"] == "planned" and move["from"] != move["to"] else 0)
             after = after.replace(old, f"{name}: home {move['to']}, epoch {epoch}, state active\n")

@@ -170,9 +170,17 @@ class FakeMember:
         self.name = f"m{number}"
         self.mode = ""
         self.requests = 0
+        self.connections = 0
         member = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open, as etcd's do
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                member.connections += 1
+                super().setup()
+
             def log_message(self, *_args: t.Any) -> None:
                 pass
 
@@ -183,7 +191,6 @@ class FakeMember:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.path == member.cluster.prefix + "/watch":
                     member.requests += 1
-                    self.protocol_version = "HTTP/1.1"
                     self.send_response(200)
                     self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
@@ -202,6 +209,7 @@ class FakeMember:
                     time.sleep(3)
                 answer = member.answer(self.path, body)
                 if answer is None:
+                    self.close_connection = True
                     return
                 raw = json.dumps(answer).encode()
                 self.send_response(answer.get("status", 200))

@@ -7,10 +7,11 @@ import time
 import typing as t
 
 import pytest
-from fake_etcd import FakeCluster
+from fake_etcd import FakeCluster, FakeMember
 
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import EndpointError, ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import (
+    IDLE_CONNECTIONS,
     Endpoint,
     EtcdClient,
     NoQuorumError,
@@ -178,6 +179,52 @@ def test_a_full_store_is_an_error_with_a_remedy(cluster: FakeCluster, client: Et
         client.put("k", "v")
 
 
+def asked(cluster: FakeCluster, client: EtcdClient) -> FakeMember:
+    """The member that is asked first."""
+    return next(member for member in cluster.members if member.endpoint == str(client._good))
+
+
+def test_a_connection_is_kept_for_the_next_question(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.get("k")
+    client.get("k")
+    member = asked(cluster, client)
+    before = member.connections
+    for number in range(5):
+        client.put("k", str(number))
+    assert member.connections == before
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.put("k", "v")
+    client.get("k")
+    member = asked(cluster, client)
+    member.mode = "mute"
+    assert client.txn([when_value("k", "v")], [put_op("k", "w")]).succeeded is False, "it was done, and asked again"
+    assert asked(cluster, client) is member
+    found = client.get("k")
+    assert found and found.value == "w"
+
+
+def test_a_kept_connection_that_is_silent_costs_one_timeout(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.put("k", "v")
+    client.get("k")
+    asked(cluster, client).mode = "hang"
+    started = time.monotonic()
+    assert client.get("k")
+    assert time.monotonic() - started < TIMEOUT + 0.4
+
+
+def test_many_may_ask_at_once(cluster: FakeCluster, client: EtcdClient) -> None:
+    client.get("k")
+    threads = [threading.Thread(target=client.put, args=(f"/t/{number}", "v")) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(client.range("/t/")) == 20
+    assert all(len(idle) <= IDLE_CONNECTIONS for idle in client._idle.values())
+
+
 class Watching(threading.Thread):
     """A watch in the background, that began before this is made."""
 
@@ -237,8 +284,7 @@ def test_a_watch_that_is_closed_is_an_error_and_the_next_one_works(cluster: Fake
 def test_a_watch_of_a_member_that_died_is_an_error(cluster: FakeCluster, client: EtcdClient) -> None:
     client.get("k")
     (member,) = [one for one in cluster.members if one.endpoint == str(client._good)]
-    member.server.shutdown()
-    member.server.server_close()
+    member.mode = "refuse"
     with pytest.raises(EndpointError, match="a watch"):
         client.watch(["/t/"], 1.0)
     assert client.watch(["/t/"], 0.05) is False, "another member is asked then"

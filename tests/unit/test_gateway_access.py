@@ -23,7 +23,7 @@ PATH = "/api/v1/tasks"
 
 
 def token(secret: str = JWT_SECRET, algorithm: str = "HS256", **claims: t.Any) -> str:
-    full = {"exp": time.time() + 60, "sub": "ann", "tenant_id": TENANT, **claims}
+    full = {"exp": time.time() + 3600, "sub": "ann", "tenant_id": TENANT, **claims}
     return str(jwt.encode({key: value for key, value in full.items() if value is not None}, secret, algorithm))
 
 

@@ -201,8 +201,8 @@ def sentinels(gate, monkeypatch) -> dict[str, View]:
     ("said", "before", "views", "expected"),
     [
         # Nothing is known, or there is no authority: nothing takes writes.
-        (None, running(None), {OTHER[0]: View(*OWN, 9)}, running(NOBODY, 0)),
-        (word("fenced"), running(None), {OTHER[0]: View(*OWN, 9)}, running(NOBODY, 0)),
+        (None, running(None), {OTHER[0]: View(*OTHER, 9)}, running(NOBODY, 0)),
+        (word("fenced"), running(None), {OTHER[0]: View(*OTHER, 9)}, running(NOBODY, 0)),
         ({"duty": "home", "record": None}, running(None), {}, running(NOBODY, 0)),
         # At home: the region's own Sentinels say who is the primary.
         (word("home"), running(OTHER), {OTHER[0]: View(*OWN, 2)}, running(None)),

@@ -349,7 +349,7 @@ class Host:
         self.local = local
         self.changed = 0
         self.promises = Promises(folder / f"{name}.json", clock)
-        client = EtcdClient([endpoint], timeout=0.5, name="the registry")
+        client = EtcdClient([endpoint], timeout=5.0, name="the registry")
         given = configured(name, **changes)
         fence, context = Fence(self.nft), None
         self.keeper = Keeper(given, given.cells[0], client, fence, self.promises, self.peers, context, self.count)
@@ -383,7 +383,7 @@ class Site:
         self.cluster = cluster
         self.clock = clock
         self._folder = folder
-        self.client = EtcdClient([cluster.endpoints[2]], timeout=0.5)
+        self.client = EtcdClient([cluster.endpoints[2]], timeout=5.0)
         self.registry = Registry(self.client)
         self.registry.create("main", "a")
 

@@ -57,7 +57,7 @@ def record(leases: RegionLeases) -> CellRecord:
 
 
 def connect(cluster: FakeCluster) -> RegionLeases:
-    return RegionLeases(EtcdClient(cluster.endpoints, timeout=0.5, name="the registry"))
+    return RegionLeases(EtcdClient(cluster.endpoints, timeout=5.0, name="the registry"))
 
 
 def taken(leases: RegionLeases, record: CellRecord, host: str = "a1") -> RegionLease:
@@ -212,7 +212,7 @@ def test_who_lost_the_lease_releases_nothing(clock: Clock, leases: RegionLeases,
 
 def test_the_holder_publishes(leases: RegionLeases, record: CellRecord) -> None:
     lease = taken(leases, record)
-    serving = Serving("a", 1, 1000.0, "a1", 7, {"promote": 0.5})
+    serving = Serving("a", 1, 1000.0, "a1", switch_lsn=7, old_end=8, seconds={"promote": 0.5})
     assert leases.publish(lease, POSITIONS, position(400))
     assert leases.publish(lease, SERVING, serving)
     view = leases.look("main")

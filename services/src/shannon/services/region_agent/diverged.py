@@ -50,9 +50,9 @@ class Notes:
                 handle.write(f"{time.time() if at is None else at:.3f} {lsn}\n")
             self._since_trim += 1
             if self._since_trim > NOTES:
-                lines = self._path.read_text(encoding="ascii").splitlines(keepends=True)[-NOTES:]
+                lines = self._path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)[-NOTES:]
                 fresh = self._path.with_suffix(".new")
-                fresh.write_text("".join(lines), encoding="ascii")
+                fresh.write_text("".join(lines), encoding="ascii", errors="replace")
                 os.replace(fresh, self._path)
                 self._since_trim = 0
         except OSError as exc:
@@ -62,16 +62,17 @@ class Notes:
         """The time of the last note at or before a position; None when there is none."""
         found = None
         try:
-            lines = self._path.read_text(encoding="ascii").splitlines()
+            text = self._path.read_text(encoding="ascii", errors="replace")
         except OSError:
             return None
-        for line in lines:
+        # A host that lost its power may have cut the last line short, in the middle of a number even.
+        for line in text[: text.rfind("\n") + 1].splitlines():
             at, _space, there = line.partition(" ")
             try:
                 if int(there) <= lsn:
                     found = float(at)
             except ValueError:
-                continue  # the last line of a host that lost its power
+                continue  # damaged
         return found
 
 

@@ -37,9 +37,9 @@ class Fence:
 
         :raises ResilienceError: nft refused; the ports close when their earlier time is up.
         """
-        if seconds <= 0 or not ports:
-            return
         milliseconds = int(seconds * 1000)
+        if milliseconds < 1 or not ports:
+            return  # to nftables a timeout of 0 is none at all
         lines = []
         for port in ports:
             # An element that is there keeps its time when it is added again, so it is taken out in the same step.

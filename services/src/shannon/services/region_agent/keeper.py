@@ -31,6 +31,8 @@ from .settings import CellSettings, Settings, now
 _log = logs.get(__name__)
 #: Seconds of silence of the registry after which other regions are asked for promises.
 SILENCE = 2.0
+#: Seconds for which a follower stays open in a home region without authority.
+POWERLESS = 3.0
 #: Patroni's roles whose PostgreSQL takes no writes.
 FOLLOWERS = ("replica", "standby_leader")
 
@@ -61,9 +63,7 @@ class Local:
         postgres = (
             self.postgres_listens
             if self.postgres is None
-            else (
-                self.role not in FOLLOWERS and self.postgres.get("state") not in ("stopped", "stopping", "start failed")
-            )
+            else (self.role not in FOLLOWERS and self.postgres.get("state") not in ("stopped", "start failed"))
         )
         redis = self.redis_listens if self.redis is None else self.redis.role != "replica"
         return postgres or redis
@@ -239,6 +239,7 @@ class Keeper:
     # -- the registry is silent ----------------------------------------------------------------------------------
 
     def _without_registry(self, error: t.Any, local: Local, before: Standing, begun: float) -> Standing:
+        self._gone_since = None  # a lease that can't be looked at has not been seen to be gone
         standing = replace(before, local=local, at=begun, registry_error=str(error))
         record = before.record
         if not record or record.home != self._settings.region or before.authority() <= 0:
@@ -274,14 +275,21 @@ class Keeper:
 
     def _keep_fence(self, standing: Standing, begun: float) -> None:
         """A host that can take no write may be reached; one that can, as long as it has authority."""
-        # A host that hears that it was superseded keeps what it has until it has stepped down in order: nobody else can
-        # have the lease before that. A follower's port is open no longer than the authority that a promotion in the
-        # next moment would bring.
-        seconds = standing.authority() if standing.local.takes_writes else begun + AUTHORITY - now()
-        if standing.record is None and standing.registry_error:
-            seconds = 0.0
+        powerless = standing.authority() <= 0
+        at_home = standing.record is not None and standing.record.home == self._settings.region
+        if standing.local.takes_writes or (standing.record is None and standing.registry_error):
+            # A host that hears that it was superseded keeps what it has until it has stepped down in order: nobody else
+            # can have the lease before that.
+            seconds = standing.authority()
+        else:
+            # A follower's port is open no longer than the authority that a promotion in the next moment would bring; in
+            # a home that has lost its own, where Patroni may promote without being told, not even that.
+            seconds = begun + (POWERLESS if at_home and powerless else AUTHORITY) - now()
         try:
-            self._fence.open(self._ports, seconds)
+            if standing.local.takes_writes and powerless:
+                self._fence.close(self._ports)
+            else:
+                self._fence.open(self._ports, seconds)
         except ResilienceError as exc:
             _log.error("%s", exc)
 

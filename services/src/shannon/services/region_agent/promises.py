@@ -95,11 +95,19 @@ class Peers:
         body = {"cell": cell, "epoch": epoch, "region": self._settings.region}
         said = []
         kept = True
-        for region in self._settings.other_regions():
-            hosts = self._settings.agents[region]
-            answers = gather({host: self._asker(address, "/promise", body) for host, address in hosts.items()})
-            given = [host for host, it in answers.items() if isinstance(it, dict) and it.get("promised")]
-            refused = [str(it.get("reason")) for it in answers.values() if isinstance(it, dict) and not it["promised"]]
+        regions = {region: self._settings.agents[region] for region in self._settings.other_regions()}
+        # All regions at once: a host's authority must not end while they are asked one after the other.
+        everybody = gather(
+            {
+                (region, host): self._asker(address, "/promise", body)
+                for region, hosts in regions.items()
+                for host, address in hosts.items()
+            }
+        )
+        for region, hosts in regions.items():
+            answers = [everybody[region, host] for host in hosts]
+            given = [it for it in answers if isinstance(it, dict) and it.get("promised")]
+            refused = [str(it.get("reason")) for it in answers if isinstance(it, dict) and not it.get("promised")]
             kept = kept and len(given) > len(hosts) // 2
             said.append(f"{region}: {len(given)} of {len(hosts)} promised{'; ' + refused[0] if refused else ''}")
         return kept, "; ".join(said)

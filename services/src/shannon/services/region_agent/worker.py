@@ -103,6 +103,7 @@ class Worker:
         """What this region is to be, as far as this host knows."""
         record = standing.record
         if record is not None and record.home != self._settings.region:
+            self._powerless_since = None
             return STANDBY
         if record is not None and standing.authority() > 0:
             self._powerless_since = None
@@ -153,7 +154,8 @@ class Worker:
             elif record.state in (ENTERING, TAKING_OVER):
                 self._let_in(record)  # whoever was about to do it died
         wal = (standing.local.postgres or {}).get("xlog") or {}
-        if standing.local.role == PRIMARY and not standing.registry_error:
+        # Not before it serves: until then the last position is the old home's, and says where that one ended.
+        if serves and standing.local.role == PRIMARY and not standing.registry_error:
             position = Position(
                 record.home, record.epoch, int(wal.get("location") or 0), time.time(), self._settings.host
             )

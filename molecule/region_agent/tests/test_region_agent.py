@@ -1,0 +1,120 @@
+"""An agent on each data host: the home's hold the lease, ports are open while it says so, and gates ask it first."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import testinfra
+
+testinfra_hosts = ["ma1"]
+DATA_HOSTS = ["ma1", "ma2", "mb1"]
+PKI = "/etc/shannon/pki"
+TLS = f"--cacert {PKI}/ca.crt --cert {PKI}/host.crt --key {PKI}/host.key"
+ETCDCTL = f"ETCDCTL_API=3 etcdctl --endpoints https://127.0.0.1:12379 --command-timeout 5s {TLS}"
+GATE = "/usr/bin/python3 /opt/shannon/region-agent/gate.py"
+
+
+def member(name):
+    return testinfra.get_host(f"docker://{name}")
+
+
+def wait_for(condition, what, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
+        time.sleep(0.5)
+
+
+def word(name):
+    return json.loads(member(name).file("/run/shannon-region-agent/main.json").content_string)
+
+
+def open_ports(name):
+    listed = member(name).check_output("nft --json list set inet shannon_fence open")
+    (found,) = [item["set"] for item in json.loads(listed)["nftables"] if "set" in item]
+    return sorted(one["elem"]["val"] for one in found.get("elem", []))
+
+
+@pytest.mark.parametrize("name", DATA_HOSTS)
+def test_the_agent_runs_and_starts_at_boot(name):
+    assert member(name).service("shannon-region-agent").is_running
+    assert member(name).service("shannon-region-agent").is_enabled
+    assert member(name).service("shannon-fence").is_running
+    assert member(name).service("shannon-fence").is_enabled
+
+
+@pytest.mark.parametrize("name", DATA_HOSTS)
+def test_its_secrets_are_roots_alone(name):
+    settings = member(name).file("/etc/shannon/region-agent.json")
+    assert (settings.user, settings.group, settings.mode) == ("root", "root", 0o600)
+
+
+def test_the_home_holds_the_lease(host):
+    wait_for(lambda: host.run(f"{ETCDCTL} get /shannon/leases/main --print-value-only").stdout.strip(), "the lease")
+    lease = json.loads(host.check_output(f"{ETCDCTL} get /shannon/leases/main --print-value-only"))
+    assert (lease["region"], lease["epoch"]) == ("a", 1)
+    wait_for(lambda: word("ma1")["duty"] == "home", "the duty of ma1")
+    assert (word("ma2")["duty"], word("mb1")["duty"]) == ("home", "standby")
+
+
+@pytest.mark.parametrize("name", DATA_HOSTS)
+def test_ports_are_open_while_the_agent_says_so_and_close_without_it(name):
+    wait_for(lambda: open_ports(name) == [5432, 6379], "the open ports")
+    member(name).check_output("systemctl kill --signal=STOP shannon-region-agent")
+    try:
+        wait_for(lambda: open_ports(name) == [], "the ports to close by themselves", 9)
+    finally:
+        member(name).check_output("systemctl kill --signal=CONT shannon-region-agent")
+    wait_for(lambda: open_ports(name) == [5432, 6379], "the ports to open again")
+
+
+def test_a_closed_port_refuses_everybody_but_the_host_itself():
+    address = member("ma2").check_output("hostname -I").split()[0]
+    wait_for(lambda: open_ports("ma2") == [5432, 6379], "the open ports")
+    listener = "import socket; s = socket.create_server(('', 6379)); s.settimeout(40); [s.accept() for _ in range(9)]"
+    member("ma2").check_output(f'systemd-run --quiet --collect --unit=e2e-listener python3 -c "{listener}"')
+    knock = f"python3 -c \"import socket; socket.create_connection(('{address}', 6379), 2)\""
+    try:
+        # It listens and its role can't be asked: as far as the agent knows it may take writes. The home may.
+        wait_for(lambda: member("ma1").run(knock).rc == 0, "the port of a home")
+        member("ma2").check_output("nft flush set inet shannon_fence open && systemctl stop shannon-region-agent")
+        wait_for(lambda: open_ports("ma2") == [], "the port to close", 9)
+        assert member("ma1").run(knock).rc != 0
+        assert member("ma2").run(knock.replace(address, "127.0.0.1")).rc == 0
+    finally:
+        member("ma2").run("systemctl stop e2e-listener; systemctl start shannon-region-agent")
+    wait_for(lambda: open_ports("ma2") == [5432, 6379], "the ports to open again")
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "status"),
+    [("ma1", "sentinel", 0), ("mb1", "sentinel", 1), ("ma1", "postgres", 0), ("mb1", "postgres", 0)],
+)
+def test_gates_ask_the_agent(name, verb, status):
+    wait_for(lambda: word(name)["duty"] in ("home", "standby"), "a word")
+    assert member(name).run(f"{GATE} {verb} main 10").rc == status
+
+
+def test_a_gate_without_an_agent_stays_closed():
+    member("mb1").check_output("systemctl stop shannon-region-agent && sleep 11")
+    try:
+        assert member("mb1").run(f"{GATE} postgres main 1").rc == 1
+    finally:
+        member("mb1").check_output("systemctl start shannon-region-agent")
+
+
+@pytest.mark.parametrize("unit", ["patroni", "redis", "sentinel"])
+def test_units_are_gated(host, unit):
+    text = host.file(f"/etc/systemd/system/{unit}@.service.d/region-agent.conf").content_string
+    assert "shannon-region-agent.service" in text
+
+
+def test_only_hosts_of_the_topology_may_ask_it(host):
+    address = host.check_output("hostname -I").split()[0]
+    known = host.run(f"curl -sS -m 5 {TLS} https://{address}:8443/status")
+    assert json.loads(known.stdout)["region"] == "a"
+    said = host.run(f"curl -sS -m 5 --cacert {PKI}/ca.crt https://{address}:8443/status")
+    assert said.rc != 0
+    assert "region" not in said.stdout
