@@ -22,10 +22,12 @@ if [ ! -e "$bootstrap" ]; then
     mkdir -p "$(dirname "$bootstrap")"
     cat > "$bootstrap" << 'PY'
 import ensurepip
+import os
 import subprocess
 import sys
 
 ensurepip.bootstrap(default_pip=True)
+os.environ.pop("PIP_CONFIG_FILE", None)  # ensurepip switches pip's configuration off, the machine's own CA with it
 wanted = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")] or ["pip==24.2"]
 subprocess.check_call([sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", *wanted])
 PY

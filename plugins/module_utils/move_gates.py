@@ -192,7 +192,8 @@ def _lag(facts: Facts) -> Finding:
         passed,
         seen,
         allowed,
-        "What is missing would be lost. Wait until the standby has caught up, if it still can.",
+        ("Clients would wait for all of it." if facts.kind == SWITCHOVER else "What is missing would be lost.")
+        + " Wait until the standby has caught up, if it still can.",
     )
 
 

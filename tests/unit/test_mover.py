@@ -331,7 +331,7 @@ def test_a_home_that_beats_is_not_failed_over_though_its_postgresql_is_silent(
 
 def test_a_cell_that_nobody_knows_is_not_moved(cluster: FakeCluster) -> None:
     move = run(cluster, World(), FAILOVER)
-    assert move["outcome"] == "failed"
+    assert move["outcome"] == "refused"
     assert "does not know the cell main" in move["error"]
 
 
@@ -339,7 +339,7 @@ def test_without_a_quorum_nothing_is_done(cluster: FakeCluster, record: CellReco
     cluster.members[0].mode = "no leader"
     before = state(cluster)
     move = run(cluster, World(), FAILOVER)
-    assert (move["outcome"], move["changed"]) == ("failed", False)
+    assert (move["outcome"], move["changed"]) == ("refused", False)
     assert "no quorum" in move["error"]
     assert state(cluster) == before
 
@@ -558,7 +558,7 @@ def test_who_loses_the_mark_changes_nothing(cluster: FakeCluster, record: CellRe
         real = mover._judge
         mover._judge = lambda *args: (real(*args), stack.enter_context(another_mover(cluster)))[0]  # type: ignore[method-assign]
         move = mover.run()
-    assert (move["outcome"], move["changed"]) == ("failed", False)
+    assert (move["outcome"], move["changed"]) == ("refused", False)
     assert "somebody else began to move the cell at the same moment: bob" in move["error"]
     assert history(cluster) == [(1, "a", "active")]
     assert not cluster.leases, "its own mark's lease is given back"
@@ -568,7 +568,7 @@ def test_a_swap_that_is_lost_says_who_won(cluster: FakeCluster, record: CellReco
     world = lost_home(cluster, record)
     world.looking = lambda: swap(cluster, record, "c", operator="bob")
     move = run(cluster, world, FAILOVER, limits=Limits(cooldown=0))
-    assert (move["outcome"], move["changed"]) == ("failed", False)
+    assert (move["outcome"], move["changed"]) == ("refused", False)
     assert "home c, epoch 2" in move["error"] and "written by bob" in move["error"]
     assert history(cluster) == [(1, "a", "active"), (2, "c", "active")]
 

@@ -132,6 +132,7 @@ class Keeper:
         self._standing = NOTHING
         self._lock = threading.Lock()
         self._gone_since: float | None = None
+        self._looked = False
         self._redis: RedisClient | None = None
         self._ports = (cell.postgres, cell.redis)
         self._authority = metrics.gauge(
@@ -168,6 +169,7 @@ class Keeper:
         with self._lock:
             self._standing = standing
         self._keep_fence(standing, begun)
+        self._looked = True
         self._say(before, standing)
         self._changed()
 
@@ -287,7 +289,10 @@ class Keeper:
             seconds = begun + (POWERLESS if at_home and powerless else AUTHORITY) - now()
         try:
             if standing.local.takes_writes and powerless:
-                self._fence.close(self._ports)
+                # What an agent before this one has opened closes by itself: its authority may last longer than this one
+                # knows.
+                if self._looked:
+                    self._fence.close(self._ports)
             else:
                 self._fence.open(self._ports, seconds)
         except ResilienceError as exc:
