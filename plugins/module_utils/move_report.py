@@ -21,7 +21,7 @@ KINDS = ("failover", "switchover", "automatic")
 #: steps of earlier runs.
 LOOKBACK = 60.0
 
-# What a status of a step is worth: a bar stands for a task on all its hosts, and shows the worst.
+# What a status of a step is worth: a stripe stands for a task on all its hosts, and shows the worst.
 _STATUSES = ("skipped", "ok", "changed", "ignored", "failed", "unreachable")
 
 # The drawing, in units of its view box.
@@ -200,7 +200,7 @@ def _relative(steps: t.Sequence[t.Mapping[str, t.Any]], start: datetime | None) 
 
 
 def _step_bars(steps: t.Sequence[t.Mapping[str, t.Any]]) -> list[_Bar]:
-    """A bar for each task, over all its hosts; none for a task that every host skipped."""
+    """A stripe for each task, over all its hosts; none for a task that every host skipped."""
     groups: list[list[t.Mapping[str, t.Any]]] = []
     for step in steps:
         if groups and all(_text(step.get(key)) == _text(groups[-1][0].get(key)) for key in ("play", "name")):
@@ -303,12 +303,12 @@ def _refusals(document: t.Mapping[str, t.Any]) -> list[str]:
 def _timeline(document: t.Mapping[str, t.Any]) -> list[str]:
     """The phases and below them the playbook's steps, on one axis of seconds since the start."""
     steps = _step_bars(_mappings(document.get("steps")))
-    phases = _phase_bars(document, max([bar.end for bar in steps], default=0.0))
+    phases = _phase_bars(document, max([stripe.end for stripe in steps], default=0.0))
     bars = [*phases, *steps]
     if not bars:
         return []
-    first = min(0.0, *(bar.begin for bar in bars))
-    last = max(0.0, *(bar.end for bar in bars))
+    first = min(0.0, *(stripe.begin for stripe in bars))
+    last = max(0.0, *(stripe.end for stripe in bars))
     gap = _tick(max(last - first, 0.1))
     low, high = math.floor(first / gap + 1e-9) * gap, math.ceil(last / gap - 1e-9) * gap
     high = high if high > low else low + gap
@@ -320,8 +320,10 @@ def _timeline(document: t.Mapping[str, t.Any]) -> list[str]:
         if group:
             drawn.append(f'<text class="head" x="0" y="{top + 15}">{head}</text>')
             top += _ROW
-            for bar in group:
-                drawn.append(_draw(bar, top, _LEFT + (bar.begin - low) * scale, (bar.end - bar.begin) * scale))
+            for stripe in group:
+                drawn.append(
+                    _draw(stripe, top, _LEFT + (stripe.begin - low) * scale, (stripe.end - stripe.begin) * scale)
+                )
                 top += _ROW
             top += _ROW // 2
     axis = []
@@ -359,14 +361,15 @@ def _phase_bars(document: t.Mapping[str, t.Any], last_step: float) -> list[_Bar]
     return bars
 
 
-def _draw(bar: _Bar, top: int, left: float, width: float) -> str:
+def _draw(stripe: _Bar, top: int, left: float, width: float) -> str:
     width = max(width, _SMALLEST_BAR)
-    label = bar.label if len(bar.label) <= _LABEL else bar.label[: _LABEL - 1] + "\u2026"
+    label = stripe.label if len(stripe.label) <= _LABEL else stripe.label[: _LABEL - 1] + "\u2026"
     return (
-        f"<g><title>{_safe(bar.hint)}</title>"
+        f"<g><title>{_safe(stripe.hint)}</title>"
         f'<text x="{_LEFT - 8}" y="{top + 14}" text-anchor="end">{_safe(label)}</text>'
-        f'<rect class="{bar.look}" x="{left:.1f}" y="{top + 4}" width="{width:.1f}" height="{_ROW - 7}" rx="2"/>'
-        f'<text class="after" x="{left + width + 5:.1f}" y="{top + 14}">{_seconds(bar.end - bar.begin)}</text></g>'
+        f'<rect class="{stripe.look}" x="{left:.1f}" y="{top + 4}" width="{width:.1f}" height="{_ROW - 7}" rx="2"/>'
+        f'<text class="after" x="{left + width + 5:.1f}" y="{top + 14}">'
+        f"{_seconds(stripe.end - stripe.begin)}</text></g>"
     )
 
 

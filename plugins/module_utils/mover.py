@@ -66,23 +66,18 @@ class World(t.Protocol):
 
     def info(self) -> dict[str, t.Any]:
         """What C(cell_status.summarise) gives."""
-        ...
 
     def agents(self, region: str) -> dict[str, t.Any]:
         """Per host of a region what its agent says, or its error."""
-        ...
 
     def gateways(self, region: str) -> dict[str, str]:
         """Per host of a region an empty text when its gateway is well, else why not."""
-        ...
 
     def edges(self) -> list[str]:
         """Hosts that are edges."""
-        ...
 
     def edge_client(self, edge: str, deadline: float) -> Client:
         """A client that submits through an edge."""
-        ...
 
 
 @dataclass

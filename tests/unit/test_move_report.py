@@ -203,7 +203,7 @@ def test_a_failed_move_says_why_and_where_it_broke_off() -> None:
     phases = [{"name": "fence", "begin": 0.0, "end": 0.5}, {"name": "promote", "begin": 0.5}]
     found = page({"outcome": "failed", "error": "b2: no answer", "phases": phases, "rto_seconds": None})
     assert "b2: no answer" in found.text and "did not end" in found.text and "not measured" in found.text
-    assert [bar["class"] for bar in found.bars()] == ["phase", "failed"]
+    assert [stripe["class"] for stripe in found.bars()] == ["phase", "failed"]
     assert "without saying why" in page({"outcome": "failed"}).text
 
 
@@ -275,7 +275,7 @@ def test_a_task_is_one_bar_over_its_hosts_with_the_worst_status() -> None:
         step("role : stop", 3, 4, "a1", "changed"),
     ]
     found = page({"phases": []}, steps)
-    assert [bar["class"] for bar in found.bars()] == ["failed", "doubtful", "step"]
+    assert [stripe["class"] for stripe in found.bars()] == ["failed", "doubtful", "step"]
     assert "role : stop (2 hosts)" in found.text and "a2 0.80 s unreachable" in found.text
     assert "not needed" not in found.text
     assert "Steps of the playbook" in found.text
@@ -283,7 +283,7 @@ def test_a_task_is_one_bar_over_its_hosts_with_the_worst_status() -> None:
 
 def test_bars_lie_where_the_axis_says() -> None:
     found = page({"phases": [{"name": "one", "begin": 0, "end": 5}, {"name": "two", "begin": 5, "end": 10}]})
-    one, two = ((float(bar["x"] or 0), float(bar["width"] or 0)) for bar in found.bars())
+    one, two = ((float(stripe["x"] or 0), float(stripe["width"] or 0)) for stripe in found.bars())
     marks = [float(given["x1"] or 0) for tag, given in found.elements if tag == "line"]
     assert one[0] == marks[0] and one[0] + one[1] == two[0] == marks[len(marks) // 2] and sum(two) == marks[-1]
     assert "0 s" in found.text and "10 s" in found.text
@@ -293,8 +293,8 @@ def test_bars_lie_where_the_axis_says() -> None:
 def test_the_axis_has_few_marks_whatever_it_spans(longest: float) -> None:
     found = page({"phases": [{"name": "one", "begin": 0, "end": longest}]}, [step("before", -3, -2)])
     assert 2 <= found.tags().count("line") <= 13
-    for bar in found.bars():
-        assert float(bar["x"] or 0) + float(bar["width"] or 0) <= 960
+    for stripe in found.bars():
+        assert float(stripe["x"] or 0) + float(stripe["width"] or 0) <= 960
 
 
 # ---- values

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+import testinfra
 
 testinfra_hosts = ["ma1"]
 
@@ -17,13 +19,31 @@ def rest(host, url):
     return json.loads(host.check_output(f"curl -sf -m 5 {TLS} {url}"))
 
 
-def test_the_registry_knows_the_cell(host):
-    found = host.check_output(
-        "ETCDCTL_API=3 etcdctl --endpoints https://127.0.0.1:12379 "
-        f"--cacert {PKI}/ca.crt --cert {PKI}/host.crt --key {PKI}/host.key get /shannon/cells/main --print-value-only"
+def registry(host, key):
+    """The registry's text at a key; empty when there is none."""
+    return host.check_output(
+        f"ETCDCTL_API=3 etcdctl --endpoints https://127.0.0.1:12379 {TLS} get {key} --print-value-only"
     )
-    record = json.loads(found)
+
+
+def test_the_registry_knows_the_cell(host):
+    record = json.loads(registry(host, "/shannon/cells/main"))
     assert (record["home"], record["epoch"]) == ("a", 1)
+
+
+@pytest.mark.parametrize("key", ["leases", "serving"])
+def test_the_home_holds_its_lease_and_serves(host, key):
+    deadline = time.monotonic() + 60
+    while not (found := registry(host, f"/shannon/{key}/main")):
+        assert time.monotonic() < deadline, f"nothing at /shannon/{key}/main"
+        time.sleep(1)
+    said = json.loads(found)
+    assert (said["region"], said["epoch"]) == ("a", 1)
+
+
+def test_sentinel_runs_in_the_home_region_only(host):
+    assert host.service("sentinel@main").is_running
+    assert not testinfra.get_host("docker://mb1").service("sentinel@main").is_running
 
 
 @pytest.mark.parametrize("port", [15432, 15433, 16379, 16333])

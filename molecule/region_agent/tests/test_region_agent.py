@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -31,6 +32,28 @@ def word(name):
     return json.loads(member(name).file("/run/shannon-region-agent/main.json").content_string)
 
 
+@contextlib.contextmanager
+def listener(name):
+    """Something on Redis' port that can't be asked what it is: it may take writes, as far as the agent knows."""
+    script = "import socket, time; s = socket.create_server(('', 6379)); time.sleep(120)"
+    member(name).check_output(f'systemd-run --quiet --collect --unit=molecule-listener python3 -c "{script}"')
+    try:
+        wait_for(lambda: member(name).socket("tcp://0.0.0.0:6379").is_listening, "the listener")
+        yield
+    finally:
+        member(name).run("systemctl stop molecule-listener")
+
+
+def knock(source, address):
+    """Whether one host can connect to Redis' port of another."""
+    script = f"import socket; socket.create_connection(('{address}', 6379), 2)"
+    return member(source).run(f'python3 -c "{script}"').rc == 0
+
+
+def address_of(name):
+    return member(name).check_output("hostname -I").split()[0]
+
+
 def open_ports(name):
     listed = member(name).check_output("nft --json list set inet shannon_fence open")
     (found,) = [item["set"] for item in json.loads(listed)["nftables"] if "set" in item]
@@ -52,7 +75,7 @@ def test_its_secrets_are_roots_alone(name):
 
 
 def test_the_home_holds_the_lease(host):
-    wait_for(lambda: host.run(f"{ETCDCTL} get /shannon/leases/main --print-value-only").stdout.strip(), "the lease")
+    wait_for(lambda: "region" in host.run(f"{ETCDCTL} get /shannon/leases/main").stdout, "the lease")
     lease = json.loads(host.check_output(f"{ETCDCTL} get /shannon/leases/main --print-value-only"))
     assert (lease["region"], lease["epoch"]) == ("a", 1)
     wait_for(lambda: word("ma1")["duty"] == "home", "the duty of ma1")
@@ -71,21 +94,28 @@ def test_ports_are_open_while_the_agent_says_so_and_close_without_it(name):
 
 
 def test_a_closed_port_refuses_everybody_but_the_host_itself():
-    address = member("ma2").check_output("hostname -I").split()[0]
+    address = address_of("ma2")
     wait_for(lambda: open_ports("ma2") == [5432, 6379], "the open ports")
-    listener = "import socket; s = socket.create_server(('', 6379)); s.settimeout(40); [s.accept() for _ in range(9)]"
-    member("ma2").check_output(f'systemd-run --quiet --collect --unit=e2e-listener python3 -c "{listener}"')
-    knock = f"python3 -c \"import socket; socket.create_connection(('{address}', 6379), 2)\""
-    try:
-        # It listens and its role can't be asked: as far as the agent knows it may take writes. The home may.
-        wait_for(lambda: member("ma1").run(knock).rc == 0, "the port of a home")
-        member("ma2").check_output("nft flush set inet shannon_fence open && systemctl stop shannon-region-agent")
-        wait_for(lambda: open_ports("ma2") == [], "the port to close", 9)
-        assert member("ma1").run(knock).rc != 0
-        assert member("ma2").run(knock.replace(address, "127.0.0.1")).rc == 0
-    finally:
-        member("ma2").run("systemctl stop e2e-listener; systemctl start shannon-region-agent")
+    with listener("ma2"):
+        wait_for(lambda: knock("ma1", address), "the port of a home")
+        member("ma2").check_output("systemctl stop shannon-region-agent")
+        try:
+            # An agent that was stopped says nothing more, and the kernel closes what it last opened.
+            wait_for(lambda: open_ports("ma2") == [], "the port to close", 9)
+            assert not knock("ma1", address)
+            assert knock("ma2", "127.0.0.1")
+        finally:
+            member("ma2").run("systemctl start shannon-region-agent")
     wait_for(lambda: open_ports("ma2") == [5432, 6379], "the ports to open again")
+
+
+def test_what_may_take_writes_outside_the_home_is_closed():
+    address = address_of("mb1")
+    wait_for(lambda: open_ports("mb1") == [5432, 6379], "the open ports")
+    with listener("mb1"):
+        wait_for(lambda: open_ports("mb1") == [], "the ports to close", 15)
+        assert not knock("ma1", address)
+    wait_for(lambda: open_ports("mb1") == [5432, 6379], "the ports to open again")
 
 
 @pytest.mark.parametrize(
@@ -112,9 +142,19 @@ def test_units_are_gated(host, unit):
 
 
 def test_only_hosts_of_the_topology_may_ask_it(host):
-    address = host.check_output("hostname -I").split()[0]
+    address = address_of("ma1")
     known = host.run(f"curl -sS -m 5 {TLS} https://{address}:8443/status")
     assert json.loads(known.stdout)["region"] == "a"
     said = host.run(f"curl -sS -m 5 --cacert {PKI}/ca.crt https://{address}:8443/status")
     assert said.rc != 0
     assert "region" not in said.stdout
+
+
+@pytest.mark.parametrize(("source", "status"), [("mb1", "200"), ("ma2", "403"), ("mw1", "403")])
+def test_a_promise_is_given_to_a_data_host_of_the_region_that_asks(source, status):
+    """Whoever else has a certificate of ours is refused; and while the registry answers nobody is promised anything."""
+    body = json.dumps({"cell": "main", "epoch": 1, "region": "b"}).replace('"', '\\"')
+    asked = f'curl -sS -m 5 {TLS} -w " %{{http_code}}" -d "{body}" https://{address_of("ma1")}:8443/promise'
+    answer, _space, code = member(source).check_output(asked).rpartition(" ")
+    assert code == status
+    assert json.loads(answer)["promised"] is False

@@ -138,7 +138,10 @@ class Keeper:
         self._authority = metrics.gauge(
             "shannon_region_authority_seconds", "How long this host may be a primary.", ("cell",)
         )
-        self._authority.labels(cell.name).set_function(lambda: self._standing.authority())
+        self._authority.labels(cell.name).set_function(self._authority_left)
+
+    def _authority_left(self) -> float:
+        return self.standing().authority()
 
     def standing(self) -> Standing:
         """What is known now."""
