@@ -24,7 +24,9 @@ def render(move: t.Mapping[str, t.Any]) -> list[str]:
                 lines.append(f"      to do it nevertheless: -e {move['kind']}_{gate['override']}=true")
     if planned:
         refused = [gate for gate in gates if not gate["passed"] and not gate["overridden"]]
-        lines.append("  it would be refused" if refused else "  it would be done; nothing was changed")
+        there = move.get("from") == move["to"]
+        would = "it is there already" if there else "it would be refused" if refused else "it would be done"
+        lines.append(f"  {would}; nothing was changed")
     phases = move.get("phases") or []
     if phases and not planned:
         parts = [f"{one['name']} {one['end'] - one['begin']:.1f}" for one in phases]

@@ -398,7 +398,10 @@ class Mover:
             for answer in done.values():
                 if isinstance(answer, ResilienceError):
                     raise answer
-            self.move["verified"] = {"tasks": accepted, "epoch": record.epoch}
+            self.move["verified"] = {
+                "task_id": ", ".join(str(task) for task in accepted.values()),
+                "epoch": record.epoch,
+            }
 
     def _rto(self) -> float:
         """From the moment in which clients began to wait, or from the start, to the first task that was taken."""

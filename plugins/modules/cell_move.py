@@ -194,7 +194,12 @@ from ansible_collections.shannon.resilience.plugins.module_utils.etcd import Etc
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import OVERRIDES, Limits
 from ansible_collections.shannon.resilience.plugins.module_utils.move_world import Deployment, best_standby
 from ansible_collections.shannon.resilience.plugins.module_utils.mover import FAILOVER, Mover, Request
-from ansible_collections.shannon.resilience.plugins.module_utils.registry import CellRecord, Registry
+from ansible_collections.shannon.resilience.plugins.module_utils.registry import (
+    ENTERING,
+    TAKING_OVER,
+    CellRecord,
+    Registry,
+)
 from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
 
 
@@ -224,6 +229,9 @@ def choose(
     left: dict[str, str] = {}
     for name in params["cells"] or sorted(records):
         home = records[name].home
+        if not params["to"] and records[name].state in (ENTERING, TAKING_OVER):
+            chosen[name] = home  # an earlier run swapped it: that one is seen through
+            continue
         writers = [one for one in info["cells"][name]["postgres"][home]["members"] if one["role"] == "primary"]
         if not params["cells"] and writers:
             left[name] = f"its home {home} has a primary"

@@ -264,7 +264,7 @@ def test_the_first_task_is_sent_until_it_is_taken_and_is_one_task(cluster: FakeC
         move = run(cluster, world, FAILOVER)
     (client,) = world.clients
     assert len(client.keys) == 2 and len(set(client.keys)) == 1
-    assert move["verified"] == {"tasks": {"w1": "task-1"}, "epoch": 2}
+    assert move["verified"] == {"task_id": "task-1", "epoch": 2}
 
 
 def test_a_report_is_kept_under_the_new_epoch(cluster: FakeCluster, record: CellRecord) -> None:

@@ -107,7 +107,11 @@ class Diverged:
         if switch_lsn and end <= switch_lsn:
             return facts
         noted = self._notes.before(switch_lsn) if switch_lsn else None
-        since = (noted if noted is not None else time.time() - WITHOUT_NOTE) - CLOCKS
+        if noted is None:
+            # An hour before the last thing that this region committed, however long ago that was.
+            (last,) = self._ask("SELECT extract(epoch FROM coalesce(pg_last_xact_replay_timestamp(), now()))") or [""]
+            noted = float(last or time.time()) - WITHOUT_NOTE
+        since = noted - CLOCKS
         folder = pathlib.Path(self._settings.state_directory) / "diverged" / f"{self._cell.name}-epoch{epoch}"
         path = folder / "rows.jsonl"
         fresh = path.with_suffix(".new")

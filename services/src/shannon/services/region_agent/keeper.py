@@ -22,7 +22,7 @@ from shannon.resilience.patroni import Patroni
 from shannon.resilience.redis import RedisClient, Replication
 from shannon.resilience.region_lease import AUTHORITY, GRACE, PROMISE, RegionLeases, View
 from shannon.resilience.registry import TAKING_OVER, CellRecord, Registry
-from shannon.services.common import logs, metrics
+from shannon.services.common import logs
 
 from .fence import Fence
 from .promises import Peers, Promises
@@ -135,13 +135,6 @@ class Keeper:
         self._looked = False
         self._redis: RedisClient | None = None
         self._ports = (cell.postgres, cell.redis)
-        self._authority = metrics.gauge(
-            "shannon_region_authority_seconds", "How long this host may be a primary.", ("cell",)
-        )
-        self._authority.labels(cell.name).set_function(self._authority_left)
-
-    def _authority_left(self) -> float:
-        return self.standing().authority()
 
     def standing(self) -> Standing:
         """What is known now."""

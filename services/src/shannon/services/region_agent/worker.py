@@ -91,13 +91,16 @@ class Worker:
             standing = self._keeper.standing()
             if not standing.at:
                 continue
-            try:
-                self.step(standing)
-                self.trouble = ""
-            except ResilienceError as exc:
-                if str(exc) != self.trouble:
-                    _log.error("cell %s: %s", self._cell.name, exc)
-                self.trouble = str(exc)
+            trouble = ""
+            for act in (self.step, self.tell):
+                # Gates wait for the word, and an operator reads there what is amiss: it is told whatever failed before.
+                try:
+                    act(standing)
+                except ResilienceError as exc:
+                    trouble = trouble or str(exc)
+                    if str(exc) not in (self.trouble, ""):
+                        _log.error("cell %s: %s", self._cell.name, exc)
+                self.trouble = trouble
 
     def duty(self, standing: Standing) -> str:
         """What this region is to be, as far as this host knows."""
@@ -128,7 +131,6 @@ class Worker:
             self._stand_by(standing)
         elif duty == FENCED:
             self._step_down(standing)
-        self._tell(standing, duty)
 
     # -- home ----------------------------------------------------------------------------------------------------
 
@@ -323,17 +325,19 @@ class Worker:
         """
         _quiet, end = self.postgres.end()
         key = f"{self._cell.name}/{serving.epoch}/{self._settings.region}"
+        permission = f"{REJOIN}{self._cell.name}/{self._settings.region}"
         try:
             facts = self._diverged.save(serving.epoch, serving.switch_lsn, end)
         except ResilienceError as exc:
-            allowed = self._client.get(f"{REJOIN}{self._cell.name}/{self._settings.region}")
+            allowed = self._client.get(permission)
             if allowed is None or allowed.value != "discard":
                 raise ResilienceError(
                     f"{exc}. Region {self._settings.region} does not rejoin until its rows are saved, or until "
                     "playbooks/rejoin.yml says that they may be lost"
                 ) from exc
             facts = {"host": self._settings.host, "epoch": serving.epoch, "discarded": str(exc), "rows": 0}
-            self._client.delete(f"{REJOIN}{self._cell.name}/{self._settings.region}")
+        # A permission that was not needed must not hold for the next time.
+        self._client.delete(permission)
         if facts["rows"] or facts.get("discarded"):
             _log.warning("cell %s: rows that the new home does not have: %s", self._cell.name, facts)
         self._client.put(DIVERGED + key, json.dumps(facts, sort_keys=True))
@@ -351,9 +355,10 @@ class Worker:
 
     # -- the word ------------------------------------------------------------------------------------------------
 
-    def _tell(self, standing: Standing, duty: str) -> None:
+    def tell(self, standing: Standing) -> None:
         """Leave word for the gates of Patroni, Redis and Sentinel on this host."""
         record = standing.record
+        duty = self._said.get("duty", WAITING)
         may_start = duty == HOME
         if not may_start and standing.local.postgres is None:
             configuration = self.postgres.configuration()
