@@ -51,7 +51,7 @@ HOME_PRIORITY = 100
 WORDS = Path("/run/shannon-region-agent")
 AGENT_UNIT = Path("/etc/systemd/system/shannon-region-agent.service")
 FRESH = 10.0
-WORD_WITHIN = 30.0
+WORD_WITHIN = 20.0
 #: Whom an instance follows that must take no writes: nobody listens there.
 NOBODY = ("127.0.0.1", 1)
 LEARNED = ("sentinel myid", "sentinel current-epoch")

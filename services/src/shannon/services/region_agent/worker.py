@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import subprocess
 import threading
 import time
 import typing as t
@@ -40,6 +41,23 @@ SILENT_SOURCE = 5.0
 #: Seconds after which a C(draining) that no mover looks after is taken back.
 ABANDONED = 15.0
 MOVES = "/shannon/moves/"
+
+
+def start_if_skipped(unit: str) -> None:
+    """Start a unit whose start its gate had skipped; one that an operator stopped stays stopped.
+
+    :raises ResilienceError: systemctl can't be run.
+    """
+    try:
+        shown = subprocess.run(
+            ["/usr/bin/systemctl", "show", "--property=Result", "--value", unit],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+        if shown.stdout.strip() == "exec-condition":
+            _log.info("%s may start now", unit)
+            subprocess.run(["/usr/bin/systemctl", "--no-block", "start", unit], timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise ResilienceError(f"systemctl can't be asked about {unit}: {exc}") from exc
 
 
 class Worker:
@@ -359,12 +377,14 @@ class Worker:
         """Leave word for the gates of Patroni, Redis and Sentinel on this host."""
         record = standing.record
         duty = self._said.get("duty", WAITING)
-        may_start = duty == HOME
-        if not may_start and standing.local.postgres is None:
-            configuration = self.postgres.configuration()
-            may_start = bool(configuration.get("standby_cluster")) if configuration is not None else duty == STANDBY
-        elif not may_start:
-            may_start = True
+        problem: ResilienceError | None = None
+        may_start = duty == HOME or standing.local.postgres is not None
+        if not may_start:
+            try:
+                configuration = self.postgres.configuration()
+                may_start = bool(configuration.get("standby_cluster")) if configuration is not None else duty == STANDBY
+            except ResilienceError as exc:
+                problem = exc  # Redis' gate needs the word nevertheless
         word = {
             "at": now(),
             "cell": self._cell.name,
@@ -384,6 +404,10 @@ class Worker:
             os.replace(fresh, self._word)
         except OSError as exc:
             raise ResilienceError(f"the agent's word can't be written to {self._word}: {exc}") from exc
+        if problem is not None:
+            raise problem
+        if may_start and standing.local.postgres is None:
+            start_if_skipped(f"patroni@{self._cell.name}.service")
 
     def word(self) -> dict[str, t.Any]:
         """What it last told."""
@@ -393,6 +417,7 @@ class Worker:
             return {}
 
     def _say(self, topic: str, text: str) -> None:
+        """Log what is new."""
         if self._said.get(topic) != text:
             _log.info("cell %s: %s", self._cell.name, text)
             self._said[topic] = text
