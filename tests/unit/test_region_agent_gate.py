@@ -47,7 +47,7 @@ def leave(folder: Path, age: float = 0.0, **changes: t.Any) -> None:
         ("postgres", {}, True),
         ("postgres", {"duty": "standby"}, True),
         ("postgres", {"duty": "fenced"}, True),  # the configuration says that it follows nobody
-        ("postgres", {"postgres_may_start": False}, None),
+        ("postgres", {"postgres_may_start": False}, False),
         ("postgres", {"duty": "waiting", "postgres_may_start": False}, None),
         ("sentinel", {}, True),
         ("sentinel", {"duty": "standby"}, False),
@@ -122,7 +122,7 @@ def test_who_hears_nothing_in_time_does_not_start(
 def test_a_word_that_comes_later_is_waited_for(
     gate: types.ModuleType, words: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave(words, postgres_may_start=False)
+    leave(words, duty="waiting", postgres_may_start=False)
     monkeypatch.setattr(gate.time, "sleep", lambda _seconds: leave(words))
     assert run(gate, monkeypatch, "postgres", "main", "30") == 0
 

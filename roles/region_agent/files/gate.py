@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether a unit of a cell may start, by the word that the region agent leaves.
 
-    gate.py postgres CELL SECONDS    waits until PostgreSQL may start: as what the registry says, and nothing else
+    gate.py postgres CELL SECONDS    succeeds when PostgreSQL may start: as what the registry says, and nothing else
     gate.py sentinel CELL SECONDS    succeeds in the cell's home region only
 
 Exits with 0 when it may, with 1 when it may not, and says why.
@@ -37,11 +37,10 @@ def verdict(verb: str, word: dict | None) -> tuple[bool | None, str]:
     if word is None:
         return None, "the region agent has not said anything (systemctl status shannon-region-agent)"
     said = f"duty {word['duty']}, registry: {word['registry_error'] or 'answers'}"
-    if verb == "sentinel":
-        if word["duty"] in ("home", "standby", "fenced"):
-            return word["duty"] == "home", said
+    if word["duty"] not in ("home", "standby", "fenced"):
         return None, said
-    return (True if word["postgres_may_start"] else None), said
+    # What may not start now is not waited for, or the host's boot would be: the agent starts it when it may.
+    return (word["duty"] == "home" if verb == "sentinel" else bool(word["postgres_may_start"])), said
 
 
 def main() -> int:
