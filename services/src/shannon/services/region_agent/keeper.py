@@ -285,8 +285,7 @@ class Keeper:
             seconds = begun + (POWERLESS if at_home and powerless else AUTHORITY) - now()
         try:
             if standing.local.takes_writes and powerless:
-                # What an agent before this one has opened closes by itself: its authority may last longer than this one
-                # knows.
+                # Not in the first round: what is open then was opened by an agent that knew more, and closes by itself.
                 if self._looked:
                     self._fence.close(self._ports)
             else:
