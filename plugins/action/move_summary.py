@@ -9,6 +9,7 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.shannon.resilience.plugins.module_utils.cell_validation import failures
 from ansible_collections.shannon.resilience.plugins.module_utils.move_summary import render
 
 
@@ -40,4 +41,6 @@ class ActionModule(ActionBase):
         result.update(changed=any(move.get("changed") for move in args["moves"]), lines=lines)
         if wrong or args["error"]:
             result.update(failed=True, msg=args["error"] or f"not moved: {', '.join(wrong)}; see above")
+        elif invalid := [move["cell"] for move in args["moves"] if failures(move.get("validation") or {})]:
+            result.update(failed=True, msg=f"moved, and the validation failed: {', '.join(invalid)}; see above")
         return result

@@ -125,6 +125,7 @@ def render(document: t.Mapping[str, t.Any]) -> str:
         *_timeline(document),
         *_phase_table(document),
         *_gate_table(document),
+        *_validation_table(document),
         *_details(document),
         *_versions(document),
         "</body>",
@@ -419,6 +420,17 @@ def _gate_table(document: t.Mapping[str, t.Any]) -> list[str]:
             ]
         )
     return _table("Gates", ("gate", "verdict", "seen", "allowed", "overridden"), rows)
+
+
+def _validation_table(document: t.Mapping[str, t.Any]) -> list[str]:
+    """What the new home had, and what to do where it was not all."""
+    rows = []
+    for check in _mappings(_mapping(document.get("validation")).get("checks")):
+        word, look = ("passed", "good") if check.get("passed") else ("failed", "bad")
+        name, seen, expected = _gate_name(check), check.get("seen"), check.get("expected")
+        remedy = _safe(check.get("remedy"))
+        rows.append([_safe(name), f'<span class="{look}">{word}</span>', _safe(seen), _safe(expected), remedy])
+    return _table("Validation", ("check", "verdict", "seen", "expected", "what to do"), rows)
 
 
 def _verdict(gate: t.Mapping[str, t.Any]) -> tuple[str, str]:

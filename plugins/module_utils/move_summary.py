@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .cell_validation import failures
+
 
 def render(move: t.Mapping[str, t.Any]) -> list[str]:
     """Lines about one move.
@@ -40,6 +42,10 @@ def render(move: t.Mapping[str, t.Any]) -> list[str]:
         lines.append(f"  RTO: {move['rto_seconds']:.1f} s until the first task was taken through the edge")
     if move.get("overrides"):
         lines.append(f"  overridden: {', '.join(move['overrides'])}")
+    if move.get("validation"):
+        wrong = failures(move["validation"])
+        lines.append(f"  validation: {'FAILED; the cell serves nevertheless' if wrong else 'passed'}")
+        lines += [f"    {line}" for line in wrong]
     if move.get("error"):
         lines += [f"  {line}" for line in str(move["error"]).splitlines()]
     return lines

@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
+from .cell_validation import Check, document
 from .concurrently import gather, wait_until
 from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
@@ -80,6 +81,16 @@ class World(t.Protocol):
         """A client that submits through an edge."""
 
 
+class Validates(t.Protocol):
+    """What C(cell_validator.Validator) does; the module gives it, a test fakes it."""
+
+    def note(self, cell: str, host: str, collections: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
+        """Note what a standby has, without waiting for it."""
+
+    def validate(self, cell: str, region: str) -> list[Check]:
+        """Check what a home has."""
+
+
 @dataclass
 class Timeline:
     """Phases of a move, in seconds since its start."""
@@ -120,8 +131,9 @@ class _Phase:
 class Mover:
     """Moves one cell once."""
 
-    def __init__(self, client: EtcdClient, world: World, request: Request) -> None:
+    def __init__(self, client: EtcdClient, world: World, request: Request, validator: Validates | None = None) -> None:
         self._client = client
+        self._validator = validator
         self._registry = Registry(client)
         self._leases = RegionLeases(client)
         self._world = world
@@ -180,8 +192,10 @@ class Mover:
         if resumed and self._serves(facts.view, record) and record.state == ACTIVE:
             self._verify(record)
             self.move["outcome"] = DONE
+            self._validate(record)
             return
         if not resumed:
+            self._note(facts)
             self._mark.put()
             record = self._swap(facts, verdicts)
         with self._timeline.phase("fence") as phase:
@@ -191,6 +205,7 @@ class Mover:
         self._verify(record)
         self.move["outcome"] = DONE
         self.move["rto_seconds"] = self._rto()
+        self._validate(record)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -403,6 +418,22 @@ class Mover:
                 "epoch": record.epoch,
             }
 
+    def _note(self, facts: Facts) -> None:
+        """Have the rows of the standby counted while the move goes on, to compare with afterwards."""
+        leaders = [one for one in facts.members("postgres", facts.target) if one["role"] == "standby_leader"]
+        if self._validator and leaders:
+            collections = facts.info["qdrant"].get(facts.target, {}).get("collections", {})
+            self._validator.note(facts.record.cell, str(leaders[0]["name"]), collections)
+
+    def _validate(self, record: CellRecord) -> None:
+        """Check what the new home has. It serves already: this is no part of the RTO, and undoes nothing."""
+        if self._validator is None:
+            return
+        with self._timeline.phase("validate") as phase:
+            self.move["validation"] = document(self._validator.validate(record.cell, record.home))
+            wrong = [one["title"] for one in self.move["validation"]["checks"] if not one["passed"]]
+            phase.note(f"FAILED: {'; '.join(wrong)}" if wrong else "")
+
     def _rto(self) -> float:
         """From the moment in which clients began to wait, or from the start, to the first task that was taken."""
         phases = {one["name"]: one for one in self._timeline.phases}
@@ -415,7 +446,9 @@ class Mover:
         swapped = self.move.get("epoch") != self.move.get("epoch_before")
         if not swapped and not (self._followed and self.move["outcome"] == DONE):
             return
-        kept = {key: value for key, value in self.move.items() if key != "gates"}
+        kept = {key: value for key, value in self.move.items() if key not in ("gates", "validation")}
+        if "validation" in self.move:
+            kept["validation_passed"] = self.move["validation"]["passed"]
         try:
             key = f"{REPORTS}{self.move['cell']}/{self.move['epoch']:010d}"
             text = json.dumps(kept, sort_keys=True, default=str)

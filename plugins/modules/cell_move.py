@@ -81,6 +81,21 @@ options:
     description: Seconds that the synthetic task through the edges may take after the promotion.
     type: float
     default: 30
+  migrations:
+    description: As for M(shannon.resilience.cell_validate), which is done after the move.
+    type: dict
+    default: {}
+  collections:
+    description: As for M(shannon.resilience.cell_validate), which is done after the move.
+    type: dict
+    default: {}
+  validate_timeout:
+    description:
+      - Seconds within which all checks of M(shannon.resilience.cell_validate) must have passed after the move; V(0)
+        leaves them out.
+      - The move is done whatever they say, and what they say is no part of the RTO.
+    type: float
+    default: 10
   timeout:
     description: Seconds that one endpoint may take to answer while it is looked at.
     type: float
@@ -174,6 +189,11 @@ moves:
       description:
         - Seconds from the start, in a switchover from the moment in which clients began to wait, to the first task.
       type: float
+    validation:
+      description:
+        - What M(shannon.resilience.cell_validate) found in the new home, as C(passed) and C(checks), with the rows
+          compared with what its PostgreSQL had before.
+      type: dict
     lag_before:
       description: How far the target was behind, in C(bytes) and C(seconds).
       type: dict
@@ -188,6 +208,8 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_probe import Probe
+from ansible_collections.shannon.resilience.plugins.module_utils.cell_validation import Expected
+from ansible_collections.shannon.resilience.plugins.module_utils.cell_validator import Validator
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
@@ -258,6 +280,11 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     chosen, left = choose(module, t.cast("dict[str, CellRecord]", records), world)
     limits = Limits(params["lag_seconds"], params["lag_bytes"], params["cooldown"], params["certificate_days"])
 
+    expected = Expected(params["migrations"], params["collections"])
+    expected.versions()  # a migration that can't be read is told before anything is changed
+    within = params["validate_timeout"]
+    validator = Validator(topology, tls, params["qdrant_api_key"], expected, within=within) if within else None
+
     def mover(cell: str) -> t.Callable[[], dict[str, t.Any]]:
         request = Request(
             cell=cell,
@@ -270,7 +297,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
             limits=limits,
             verify_within=params["verify_timeout"],
         )
-        return lambda: Mover(client, world, request).run()
+        return lambda: Mover(client, world, request, validator).run()
 
     moves = list(gather({cell: mover(cell) for cell in chosen}).values())
     before = "".join(f"{name}: {record.describe()}\n" for name, record in sorted(records.items()))
@@ -300,6 +327,9 @@ def main() -> None:
             "cooldown": {"type": "float", "default": 30},
             "certificate_days": {"type": "int", "default": 1},
             "verify_timeout": {"type": "float", "default": 30},
+            "migrations": {"type": "dict", "default": {}},
+            "collections": {"type": "dict", "default": {}},
+            "validate_timeout": {"type": "float", "default": 10},
             "timeout": {"type": "float", "default": 1},
             "redis_password": {"type": "str", "required": True, "no_log": True},
             "qdrant_api_key": {"type": "str", "required": True, "no_log": True},

@@ -16,6 +16,7 @@ import pytest
 from fake_etcd import FakeCluster
 
 from ansible_collections.shannon.resilience.plugins.module_utils import mover as subject
+from ansible_collections.shannon.resilience.plugins.module_utils.cell_validation import Check
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ConflictError, ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import FAILOVER, SWITCHOVER, Limits
@@ -640,3 +641,47 @@ def wait_for_lease(cluster: FakeCluster) -> None:
     while client.get(f"{LEASES}main") is None or client.get(f"{SERVING}main") is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+# -- validation ------------------------------------------------------------------------------------------------------
+
+
+class FakeValidator:
+    """Notes what it was asked, and lets a check pass or not."""
+
+    def __init__(self, passes: bool) -> None:
+        self.passes = passes
+        self.asked: list[tuple[t.Any, ...]] = []
+
+    def note(self, cell: str, host: str, collections: t.Mapping[str, t.Any]) -> None:
+        self.asked.append(("note", cell, host, dict(collections)))
+
+    def validate(self, cell: str, region: str) -> list[Check]:
+        self.asked.append(("validate", cell, region))
+        return [Check("indexes", "All indexes are valid", self.passes, "one is not", "all")]
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_the_new_home_is_validated_and_the_move_is_done_either_way(
+    cluster: FakeCluster, record: CellRecord, passes: bool
+) -> None:
+    world = lost_home(cluster, record)
+    world.stores["qdrant"]["b"]["collections"] = {"cases": {"points": 7}}
+    validator = FakeValidator(passes)
+    with agents(cluster, "b"):
+        move = Mover(connect(cluster), world, ask(FAILOVER), validator).run()
+    assert move["outcome"] == "done"
+    assert validator.asked == [("note", "main", "b1", {"cases": {"points": 7}}), ("validate", "main", "b")]
+    assert move["validation"]["passed"] is passes
+    assert phases(move)[-1] == "validate"
+    assert note(move, "validate") == ("" if passes else "FAILED: All indexes are valid")
+    # It is looked at after the first task was taken, and is not what clients waited for.
+    assert move["rto_seconds"] <= move["phases"][-1]["begin"]
+    kept = json.loads(connect(cluster).get(f"{REPORTS}main/0000000002").value)  # type: ignore[union-attr]
+    assert kept["validation_passed"] is passes
+
+
+def test_a_move_that_only_plans_validates_nothing(cluster: FakeCluster, record: CellRecord) -> None:
+    validator = FakeValidator(True)
+    Mover(connect(cluster), World(), ask(SWITCHOVER, plan=True), validator).run()
+    assert validator.asked == []

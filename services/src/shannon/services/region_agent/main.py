@@ -23,6 +23,7 @@ from shannon.services.common import logs
 from shannon.services.common.config import ConfigError
 from shannon.services.common.lifecycle import notify
 
+from .facts import Facts
 from .fence import Fence
 from .keeper import Keeper
 from .listener import Listener
@@ -63,7 +64,8 @@ class Agent:
             self.keepers[cell.name] = keeper
             self.workers[cell.name] = Worker(settings, cell, keeper, self._client, dcs, context)
             self._events[cell.name] = threading.Event()
-        self._listener = Listener(settings, {"/promise": self._promise, "/bound": self._bound, "/status": self._status})
+        answerers = {"/promise": self._promise, "/bound": self._bound, "/status": self._status}
+        self._listener = Listener(settings, {**answerers, **Facts(settings).answerers()})
         self.stopping = threading.Event()
 
     def run(self) -> int:
