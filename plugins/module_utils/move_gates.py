@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 
 from .region_lease import View
-from .registry import CellRecord, HistoryEntry
+from .registry import RESTORING, CellRecord, HistoryEntry
 
 FAILOVER = "failover"
 SWITCHOVER = "switchover"
@@ -162,7 +162,16 @@ def _no_move(facts: Facts) -> Finding:
         not facts.mover,
         facts.mover or "nobody moves the cell",
         "one move of a cell at a time",
-        "Wait for it, or run this again when it has ended.",
+        "Wait for it, or run this again when it has ended. Take over only one that hangs: it changes nothing more.",
+    )
+
+
+def _state(facts: Facts) -> Finding:
+    return (
+        facts.record.state != RESTORING,
+        f"state {facts.record.state}",
+        "a cell that is not being restored",
+        "Let restore.yml end, or run it again if it was killed: what it began is half of a cell.",
     )
 
 
@@ -273,16 +282,21 @@ def _cooldown(facts: Facts) -> Finding:
 
 _USE_SWITCHOVER = "A home that serves is left with playbooks/switchover.yml, which loses nothing."
 _BOTH = (FAILOVER, SWITCHOVER)
+#: The override by which a mover takes another's mark.
+TAKE_MARK = "accept_other_move"
 GATES: tuple[Gate, ...] = (
+    # Without a quorum there is nothing to override with: playbooks/break_glass.yml is for that.
     Gate("quorum", "The registry has a quorum", _BOTH, _quorum),
-    Gate("no_move", "Nobody else moves the cell", _BOTH, _no_move),
+    Gate("no_move", "Nobody else moves the cell", _BOTH, _no_move, TAKE_MARK),
+    Gate("state", "The cell is not being restored", _BOTH, _state),
     Gate("home_gone", "The home region is really gone", (FAILOVER,), _home_gone, "accept_healthy_home"),
-    Gate("home_well", "The home region serves", (SWITCHOVER,), _home_well),
-    Gate("target", "The target has a standby leader", _BOTH, _target),
-    Gate("agents", "The target's region agents answer", _BOTH, _agents),
+    Gate("home_well", "The home region serves", (SWITCHOVER,), _home_well, "accept_unwell_home"),
+    Gate("target", "The target has a standby leader", _BOTH, _target, "accept_target"),
+    Gate("agents", "The target's region agents answer", _BOTH, _agents, "accept_agents"),
     Gate("lag", "The target is not too far behind", _BOTH, _lag, "accept_lag"),
     Gate("capacity", "The target can carry the load", _BOTH, _capacity, "accept_capacity"),
     Gate("certificates", "Certificates last", _BOTH, _certificates, "accept_certificates"),
     Gate("cooldown", "The cell was not moved just now", _BOTH, _cooldown, "accept_cooldown"),
 )
+#: The one list of them: a playbook takes every variable KIND_accept_*, and who mistypes one is told these.
 OVERRIDES: tuple[str, ...] = tuple(gate.override for gate in GATES if gate.override)

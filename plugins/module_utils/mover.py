@@ -10,8 +10,6 @@ so a mover that is killed at any point and started again finishes the job: it lo
 from __future__ import annotations
 
 import json
-import socket
-import threading
 import time
 import typing as t
 import uuid
@@ -22,16 +20,13 @@ from .cell_validation import Check, document
 from .concurrently import gather, wait_until
 from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
-from .move_gates import FAILOVER, SWITCHOVER, Facts, Limits, Verdict, judge, lag
+from .move_gates import FAILOVER, SWITCHOVER, TAKE_MARK, Facts, Limits, Verdict, judge, lag
+from .move_mark import Mark, mapping_of
 from .region_lease import LEASE_TTL, RegionLeases, View
-from .registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord, Registry
+from .registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord, Registry
+from .registry_keys import EDGES, REPORTS
 from .smoke import Client, word_of
 
-MOVES = "/shannon/moves/"
-EDGES = "/shannon/edges/"
-REPORTS = "/shannon/reports/"
-#: Seconds that a mover's mark lives without being renewed: that long a killed one stands in the way of the next.
-MARK_TTL = 4
 #: Bounds of the phases, in seconds.
 HOLD_WITHIN = 3.0
 DRAIN_WITHIN = 2.0
@@ -139,7 +134,7 @@ class Mover:
         self._world = world
         self._request = request
         self._timeline = Timeline()
-        self._mark = _Mark(client, request)
+        self._mark = Mark(client, request.cell, request.kind, request.target, request.operator, request.reason)
         #: Whether an earlier run swapped the record, and this one only sees it through.
         self._followed = False
         self.move: dict[str, t.Any] = {
@@ -180,6 +175,8 @@ class Mover:
             resumed = record.home == request.target
             if resumed:
                 phase.note(f"region {request.target} is the home already: what is left is done")
+                if record.state == RESTORING:
+                    self._judge(facts, [verdict for verdict in verdicts if verdict.name == "state"])
             else:
                 self._judge(facts, verdicts)
         if request.plan:
@@ -196,7 +193,7 @@ class Mover:
             return
         if not resumed:
             self._note(facts)
-            self._mark.put()
+            self._mark.put(TAKE_MARK in self.move["overrides"])
             record = self._swap(facts, verdicts)
         with self._timeline.phase("fence") as phase:
             self._wait_for_fence(record, phase)
@@ -292,6 +289,7 @@ class Mover:
 
     def _take(self, record: CellRecord, overrides: t.Sequence[str]) -> CellRecord:
         request = self._request
+        self._mark.check()
         state = ENTERING if request.kind == SWITCHOVER else TAKING_OVER
         new = replace(record, home=request.target, epoch=record.epoch + 1, state=state)
         new = self._registry.compare_and_swap(record, new, request.reason, request.operator, overrides)
@@ -330,7 +328,7 @@ class Mover:
             waiting = []
             for edge in edges:
                 found = self._client.get(f"{EDGES}{edge}/{record.cell}")
-                said = _mapping(found.value) if found else {}
+                said = mapping_of(found.value) if found else {}
                 if said.get("epoch") != record.epoch or not wanted(said):
                     waiting.append(edge)
             if not waiting or time.monotonic() >= deadline:
@@ -471,80 +469,6 @@ class Refused(ResilienceError):
         )
 
 
-class _Mark:
-    """Says in the registry who moves the cell, for as long as this process lives."""
-
-    def __init__(self, client: EtcdClient, request: Request) -> None:
-        self._client = client
-        self._key = MOVES + request.cell
-        self._text = json.dumps(
-            {
-                "operator": request.operator,
-                "host": socket.gethostname(),
-                "kind": request.kind,
-                "to": request.target,
-                "reason": request.reason,
-                "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "id": uuid.uuid4().hex,
-            },
-            sort_keys=True,
-        )
-        self._lease = 0
-        self._done = threading.Event()
-
-    def other(self) -> str:
-        """Who moves the cell now; empty when nobody does. A mark whose mover died is given the time to end."""
-        deadline = time.monotonic() + MARK_TTL + 1.0
-        found = self._client.get(self._key)
-        if found is None:
-            return ""
-        first = found
-        while time.monotonic() < deadline:
-            value = {"operator": "somebody", "host": "a host", "kind": "move", "to": "?", "at": "?"}
-            value.update(_mapping(found.value))
-            if found.mod_revision != first.mod_revision:
-                who = f"{value['operator']} on {value['host']}"
-                return f"{who} does a {value['kind']} to {value['to']} since {value['at']}"
-            time.sleep(0.2)
-            found = self._client.get(self._key)
-            if found is None:
-                return ""
-        return f"the mark {self._key} does not go away: {first.value}"
-
-    def put(self) -> None:
-        """Take the mark.
-
-        :raises Refused: somebody else has it.
-        """
-        self._lease = self._client.lease_grant(MARK_TTL).id
-        outcome = self._client.txn([when_absent(self._key)], [put_op(self._key, self._text, self._lease)])
-        if not outcome.succeeded:
-            found = self._client.get(self._key)
-            if found is None or found.value != self._text:
-                raise ConflictError(
-                    "somebody else began to move the cell at the same moment: "
-                    f"{self.other() or 'it has ended already'}. Nothing was changed by this run."
-                )
-        threading.Thread(target=self._renew, daemon=True, name="mark").start()
-
-    def _renew(self) -> None:
-        while not self._done.wait(1.0):
-            try:
-                self._client.lease_keepalive(self._lease)
-                self._client.put(self._key, self._text, self._lease)  # a beat that others can see
-            except ResilienceError:
-                continue  # it ends by itself if the registry stays away
-
-    def remove(self) -> None:
-        """Give the mark back."""
-        self._done.set()
-        if self._lease:
-            try:
-                self._client.lease_revoke(self._lease)
-            except ResilienceError:
-                return
-
-
 def _until(condition: t.Callable[[], tuple[bool, str]], what: str, timeout: float) -> str:
     """As C(wait_until), but a lost race ends it at once."""
 
@@ -560,15 +484,6 @@ def _until(condition: t.Callable[[], tuple[bool, str]], what: str, timeout: floa
     if lost:
         raise lost[0]
     return seen
-
-
-def _mapping(text: str) -> dict[str, t.Any]:
-    """A JSON object; empty when it is none: somebody wrote the key by hand, and it says nothing."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _submit(client: Client) -> str:

@@ -32,6 +32,8 @@ DRAINING = "draining"
 ENTERING = "entering"
 #: Likewise after a failover: what did not come is lost.
 TAKING_OVER = "taking_over"
+#: The home's stores are being restored from a backup: nobody moves it meanwhile.
+RESTORING = "restoring"
 #: States in which clients wait.
 HELD_STATES = (DRAINING, ENTERING, TAKING_OVER)
 

@@ -54,12 +54,24 @@ options:
   overrides:
     description:
       - Rules that do not stand in the way.
-      - V(accept_healthy_home), the home region looks healthy (failover). V(accept_lag), the target is further behind
-        than O(lag_seconds) or O(lag_bytes). V(accept_capacity), too little of the target runs. V(accept_certificates),
-        one expires within O(certificate_days). V(accept_cooldown), the last move is younger than O(cooldown).
+      - V(accept_other_move), somebody else moves the cell; that one's move ends. V(accept_healthy_home), the home
+        region looks healthy (failover). V(accept_unwell_home), it does not (switchover). V(accept_target), the target
+        has no standby leader. V(accept_agents), most of its agents do not answer. V(accept_lag), the target is further
+        behind than O(lag_seconds) or O(lag_bytes). V(accept_capacity), too little of the target runs.
+        V(accept_certificates), one expires within O(certificate_days). V(accept_cooldown), the last move is younger
+        than O(cooldown).
     type: list
     elements: str
-    choices: [accept_healthy_home, accept_lag, accept_capacity, accept_certificates, accept_cooldown]
+    choices:
+      - accept_other_move
+      - accept_healthy_home
+      - accept_unwell_home
+      - accept_target
+      - accept_agents
+      - accept_lag
+      - accept_capacity
+      - accept_certificates
+      - accept_cooldown
     default: []
   lag_seconds:
     description: How far the target of a failover may be behind, in seconds; the RPO target.

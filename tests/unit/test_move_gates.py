@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
+import yaml
 
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import (
     FAILOVER,
@@ -114,19 +116,28 @@ def test_each_kind_has_its_own_question_about_the_home() -> None:
 
 #: What makes exactly one rule refuse, with the rule and what overrides it.
 REFUSALS: dict[str, tuple[t.Callable[[], Facts], str, str]] = {
-    "somebody else moves it": (lambda: facts(mover="bob on w1 does a switchover"), "no_move", ""),
-    "two standby leaders": (lambda: with_two_leaders(facts()), "target", ""),
-    "no primary to switch from": (lambda: without_primary(facts()), "home_well", ""),
-    "no lease to switch from": (lambda: facts(view=View(RECORD, None, LEASE, None, None)), "home_well", ""),
+    "somebody else moves it": (lambda: facts(mover="bob on w1 does a switchover"), "no_move", "accept_other_move"),
+    "a restore runs": (lambda: facts(record=replace(RECORD, state="restoring")), "state", ""),
+    "two standby leaders": (lambda: with_two_leaders(facts()), "target", "accept_target"),
+    "no primary to switch from": (lambda: without_primary(facts()), "home_well", "accept_unwell_home"),
+    "no lease to switch from": (
+        lambda: facts(view=View(RECORD, None, LEASE, None, None)),
+        "home_well",
+        "accept_unwell_home",
+    ),
     "a home that answers": (lambda: lost_home(info=info()), "home_gone", "accept_healthy_home"),
     "a home that renews its lease": (
         lambda: lost_home(view=View(RECORD, LEASE, LEASE, position(1000), None), home_beats=True),
         "home_gone",
         "accept_healthy_home",
     ),
-    "one agent of three": (lambda: facts(agents={"b1": {}, "b2": "no answer", "b3": "no answer"}), "agents", ""),
-    "one agent of two": (lambda: facts(agents={"b1": {}, "b2": "no answer"}), "agents", ""),
-    "nobody's agent": (lambda: facts(agents={}), "agents", ""),
+    "one agent of three": (
+        lambda: facts(agents={"b1": {}, "b2": "no answer", "b3": "no answer"}),
+        "agents",
+        "accept_agents",
+    ),
+    "one agent of two": (lambda: facts(agents={"b1": {}, "b2": "no answer"}), "agents", "accept_agents"),
+    "nobody's agent": (lambda: facts(agents={}), "agents", "accept_agents"),
     "too many bytes behind": (lambda: leader_of_b(facts(), lag_bytes=64 * MIB + 1), "lag", "accept_lag"),
     "too many seconds behind": (
         lambda: leader_of_b(lost_home(), received=999, replayed_at=NOW.timestamp() - 5.1),
@@ -193,7 +204,17 @@ def test_an_override_that_was_not_needed_does_not_count() -> None:
 
 
 def test_overrides_have_names_of_their_own() -> None:
-    assert len(set(OVERRIDES)) == len(OVERRIDES) == 5
+    assert len(set(OVERRIDES)) == len(OVERRIDES) == 9
+
+
+def test_every_override_is_documented() -> None:
+    root = pathlib.Path(__file__).resolve().parents[2]
+    source = (root / "plugins" / "modules" / "cell_move.py").read_text()
+    documented = yaml.safe_load(source.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]["overrides"]
+    assert tuple(documented["choices"]) == OVERRIDES
+    pages = (root / "docs" / "failover.md").read_text() + (root / "docs" / "switchover.md").read_text()
+    assert [name for name in OVERRIDES if f"_{name}=true" not in pages] == []
+    assert all(f"V({name})" in "".join(documented["description"]) for name in OVERRIDES)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +256,8 @@ def test_limits_are_the_operators() -> None:
 
 def test_a_target_that_nobody_leads_is_as_far_behind_as_nobody_knows() -> None:
     assert refused(leader_of_b(facts(), role="replica")) == ["target", "lag"]
-    assert refused(leader_of_b(facts(), role="replica"), *OVERRIDES) == ["target"]
+    assert refused(leader_of_b(facts(), role="replica"), "accept_lag") == ["target"]
+    assert refused(leader_of_b(facts(), role="replica"), *OVERRIDES) == []
 
 
 def test_a_region_without_members_is_no_target() -> None:
@@ -262,7 +284,7 @@ def test_a_verdict_can_be_reported() -> None:
         "seen": "3 of 3 answer (b1, b2, b3)",
         "allowed": "a majority of the target's region agents",
         "remedy": "",
-        "override": "",
+        "override": "accept_agents",
         "overridden": False,
     }
 

@@ -315,5 +315,5 @@ def test_what_the_validation_found_is_shown_with_what_to_do() -> None:
     check = {"name": "indexes", "title": "All indexes are there", "passed": False, "seen": "one <is> missing",
              "expected": "all", "remedy": "Make it anew."}  # fmt: skip
     found = page({"validation": {"passed": False, "checks": [check]}})
-    assert "<h2>Validation</h2>" in found
-    assert all(text in found for text in ("one &lt;is&gt; missing", "Make it anew.", '<span class="bad">failed</span>'))
+    assert "Validation" in found.text
+    assert all(text in found.text for text in ("one <is> missing", "Make it anew.", "failed"))

@@ -15,18 +15,18 @@ from dataclasses import replace
 import pytest
 from fake_etcd import FakeCluster
 
+from ansible_collections.shannon.resilience.plugins.module_utils import move_mark
 from ansible_collections.shannon.resilience.plugins.module_utils import mover as subject
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_validation import Check
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ConflictError, ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
-from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import FAILOVER, SWITCHOVER, Limits
-from ansible_collections.shannon.resilience.plugins.module_utils.mover import (
-    EDGES,
-    MOVES,
-    REPORTS,
-    Mover,
-    Request,
+from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import (
+    FAILOVER,
+    OVERRIDES,
+    SWITCHOVER,
+    Limits,
 )
+from ansible_collections.shannon.resilience.plugins.module_utils.mover import Mover, Request
 from ansible_collections.shannon.resilience.plugins.module_utils.region_lease import (
     LEASES,
     POSITIONS,
@@ -36,6 +36,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.region_lease im
     Serving,
 )
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import CellRecord, Registry
+from ansible_collections.shannon.resilience.plugins.module_utils.registry_keys import EDGES, MOVES, REPORTS
 from ansible_collections.shannon.resilience.plugins.module_utils.smoke import Client
 
 #: How much faster the mover's clock runs here.
@@ -49,9 +50,10 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = types.SimpleNamespace(
         monotonic=lambda: base + (time.monotonic() - base) * FASTER, sleep=lambda seconds: time.sleep(seconds / FASTER)
     )
-    monkeypatch.setattr(subject, "time", clock)
+    for module in (subject, move_mark):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(subject, "PAUSE", 0.005)
-    monkeypatch.setattr(subject, "MARK_TTL", 2)
+    monkeypatch.setattr(move_mark, "MARK_TTL", 2)
     for bound in ("HOLD_WITHIN", "DRAIN_WITHIN"):
         monkeypatch.setattr(subject, bound, 10.0 * FASTER)
     for bound in ("FENCE_WITHIN", "PROMOTE_WITHIN"):
@@ -563,6 +565,56 @@ def test_who_loses_the_mark_changes_nothing(cluster: FakeCluster, record: CellRe
     assert "somebody else began to move the cell at the same moment: bob" in move["error"]
     assert history(cluster) == [(1, "a", "active")]
     assert not cluster.leases, "its own mark's lease is given back"
+
+
+def test_a_mark_can_be_taken_over_and_that_is_recorded(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    with another_mover(cluster, beats=False), agents(cluster, "b"):
+        move = run(cluster, world, FAILOVER, overrides=("accept_other_move",))
+    assert (move["outcome"], move["overrides"]) == ("done", ["accept_other_move"])
+    swapped = [one for one in Registry(connect(cluster)).history("main") if one.state == "taking_over"]
+    assert [one.overrides for one in swapped] == [("accept_other_move",)]
+    assert connect(cluster).get(f"{MOVES}main") is None
+
+
+def test_whose_mark_was_taken_over_changes_nothing_more(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    client = connect(cluster)
+    mover = Mover(client, world, ask(FAILOVER))
+    put = mover._mark.put
+
+    def put_and_lose(take_over: bool = False) -> None:
+        put(take_over)
+        move_mark.Mark(client, "main", FAILOVER, "b", "bob", "ada's hangs").put(take_over=True)
+
+    mover._mark.put = put_and_lose  # type: ignore[method-assign]
+    move = mover.run()
+    assert (move["outcome"], move["changed"]) == ("refused", False)
+    assert "bob took this move over" in move["error"]
+    assert history(cluster) == [(1, "a", "active")]
+
+
+def test_a_beat_does_not_write_over_a_mark_that_was_taken(cluster: FakeCluster, record: CellRecord) -> None:
+    client = connect(cluster)
+    ours, theirs = (move_mark.Mark(client, "main", FAILOVER, "b", name, "a test") for name in ("ada", "bob"))
+    ours.put()
+    theirs.put(take_over=True)
+    time.sleep(1.2)
+    ours.remove()
+    found = client.get(f"{MOVES}main")
+    assert found and json.loads(found.value)["operator"] == "bob"
+    theirs.remove()
+
+
+@pytest.mark.parametrize("home", ["a", "b"])
+def test_a_cell_that_is_being_restored_is_not_moved(cluster: FakeCluster, record: CellRecord, home: str) -> None:
+    there = swap(cluster, record, home, "restoring")
+    leases = RegionLeases(connect(cluster))
+    leases.acquire(there, f"{home}1")
+    move = run(cluster, World(), SWITCHOVER, overrides=OVERRIDES)
+    assert move["outcome"] == "refused"
+    assert "The cell is not being restored: no." in move["error"]
+    assert Registry(connect(cluster)).get("main") == there
 
 
 def test_a_swap_that_is_lost_says_who_won(cluster: FakeCluster, record: CellRecord) -> None:

@@ -25,11 +25,11 @@ from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.haproxy import HOLD, WAIT, RuntimeApi, Server
 from shannon.resilience.registry import HELD_STATES, CellRecord
+from shannon.resilience.registry_keys import EDGES
 from shannon.services.common import logs, metrics
 
 _log = logs.get(__name__)
 R = t.TypeVar("R")
-EDGES = "/shannon/edges/"
 #: The state of a record whose cell's requests wait.
 #: Seconds that the registry keeps what an edge says after the edge fell silent.
 LEASE = 10

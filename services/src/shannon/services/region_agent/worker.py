@@ -18,6 +18,7 @@ from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
 from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord
+from shannon.resilience.registry_keys import MOVES
 from shannon.services.common import logs
 
 from .diverged import Diverged, Notes
@@ -40,7 +41,6 @@ STEP_DOWN = 3.0
 SILENT_SOURCE = 5.0
 #: Seconds after which a C(draining) that no mover looks after is taken back.
 ABANDONED = 15.0
-MOVES = "/shannon/moves/"
 
 
 def start_if_skipped(unit: str) -> None:
