@@ -453,6 +453,7 @@ def _details(document: t.Mapping[str, t.Any]) -> list[str]:
     rows = [
         ["lag before", _safe(_amount(_mapping(document.get("lag_before"))) or "not measured")],
         ["lost", _safe(_amount(_mapping(document.get("rpo"))) or "not measured")],
+        ["approved by", _safe(document.get("approved_by") or "nobody had to")],
         ["overrides", _safe(", ".join(given) or "none")],
         ["verification task", _safe(_verified(_mapping(document.get("verified"))))],
     ]

@@ -40,6 +40,8 @@ def render(move: t.Mapping[str, t.Any]) -> list[str]:
         lines.append(f"  lag before: {lag['bytes']} bytes" + ("" if seconds is None else f", {seconds:.1f} s"))
     if move.get("rto_seconds") is not None:
         lines.append(f"  RTO: {move['rto_seconds']:.1f} s until the first task was taken through the edge")
+    if move.get("approved_by"):
+        lines.append(f"  approved by {move['approved_by']}")
     if move.get("overrides"):
         lines.append(f"  overridden: {', '.join(move['overrides'])}")
     if move.get("validation"):

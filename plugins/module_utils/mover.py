@@ -9,6 +9,7 @@ so a mover that is killed at any point and started again finishes the job: it lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import typing as t
@@ -20,6 +21,7 @@ from .cell_validation import Check, document
 from .concurrently import gather, wait_until
 from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
+from .move_approval import Approval, Approvals
 from .move_gates import FAILOVER, SWITCHOVER, TAKE_MARK, Facts, Limits, Verdict, judge, lag
 from .move_mark import Mark, mapping_of
 from .region_lease import LEASE_TTL, RegionLeases, View
@@ -44,6 +46,7 @@ class Request:
     :ivar plan: only say what would be done.
     :ivar overrides: names of the rules' overrides that the operator gave.
     :ivar verify_within: seconds that the synthetic task may take, counted from the promotion.
+    :ivar approval: only do what somebody else approved.
     """
 
     cell: str
@@ -55,6 +58,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     verify_within: float = 30.0
+    approval: bool = False
 
 
 class World(t.Protocol):
@@ -137,6 +141,7 @@ class Mover:
         self._mark = Mark(client, request.cell, request.kind, request.target, request.operator, request.reason)
         #: Whether an earlier run swapped the record, and this one only sees it through.
         self._followed = False
+        self._approval: Approval | None = None
         self.move: dict[str, t.Any] = {
             "cell": request.cell,
             "kind": request.kind,
@@ -161,6 +166,7 @@ class Mover:
             self.move["outcome"] = FAILED if self.move["changed"] or self._followed else REFUSED
         finally:
             self._mark.remove()
+            self._use_approval()
         self.move["ended_at"] = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._keep_report()
         return self.move
@@ -192,6 +198,7 @@ class Mover:
             self._validate(record)
             return
         if not resumed:
+            self._check_approval(record)
             self._note(facts)
             self._mark.put(TAKE_MARK in self.move["overrides"])
             record = self._swap(facts, verdicts)
@@ -415,6 +422,25 @@ class Mover:
                 "task_id": ", ".join(str(task) for task in accepted.values()),
                 "epoch": record.epoch,
             }
+
+    def _check_approval(self, record: CellRecord) -> None:
+        """Find somebody else's word on exactly this move, when one is needed; the history names who gave it."""
+        request = self._request
+        if not request.approval:
+            return
+        wanted = Approval(
+            request.cell, request.kind, record.home, request.target, record.epoch, request.operator, request.reason,
+            tuple(sorted(request.overrides)),
+        )  # fmt: skip
+        self._approval = Approvals(self._client).given(wanted)
+        self.move["approved_by"] = self._approval.approved_by
+        self._request = replace(request, reason=f"{request.reason} (approved by {self._approval.approved_by})")
+
+    def _use_approval(self) -> None:
+        """A word is for one move; it ends by itself when the registry can't be told."""
+        if self._approval and self.move["changed"]:
+            with contextlib.suppress(ResilienceError):
+                Approvals(self._client).remove(self._approval)
 
     def _note(self, facts: Facts) -> None:
         """Have the rows of the standby counted while the move goes on, to compare with afterwards."""

@@ -51,6 +51,12 @@ options:
     description: Only look and judge; nothing is changed. Check mode does the same.
     type: bool
     default: false
+  approval:
+    description:
+      - Only move a cell when somebody else than O(operator) approved exactly that with
+        M(shannon.resilience.move_approval). What an earlier run swapped already needs no approval.
+    type: bool
+    default: false
   overrides:
     description:
       - Rules that do not stand in the way.
@@ -201,6 +207,9 @@ moves:
       description:
         - Seconds from the start, in a switchover from the moment in which clients began to wait, to the first task.
       type: float
+    approved_by:
+      description: Who approved it, when O(approval=true).
+      type: str
     validation:
       description:
         - What M(shannon.resilience.cell_validate) found in the new home, as C(passed) and C(checks), with the rows
@@ -225,6 +234,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.cell_validator 
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
+from ansible_collections.shannon.resilience.plugins.module_utils.move_approval import Approvals
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import OVERRIDES, Limits
 from ansible_collections.shannon.resilience.plugins.module_utils.move_world import Deployment, best_standby
 from ansible_collections.shannon.resilience.plugins.module_utils.mover import FAILOVER, Mover, Request
@@ -238,10 +248,11 @@ from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsF
 
 
 def choose(
-    module: AnsibleModule, records: dict[str, CellRecord], world: Deployment
+    module: AnsibleModule, records: dict[str, CellRecord], world: Deployment, approved: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Cells to move with their targets, and cells that are left alone with the reason.
 
+    :param approved: cell to the region that a move to was approved for.
     :raises ResilienceError: a cell or region that does not exist was named.
     """
     params = module.params
@@ -270,7 +281,7 @@ def choose(
         if not params["cells"] and writers:
             left[name] = f"its home {home} has a primary"
         else:
-            chosen[name] = params["to"] or best_standby(info["cells"][name], home, regions)
+            chosen[name] = params["to"] or approved.get(name) or best_standby(info["cells"][name], home, regions)
     return chosen, left
 
 
@@ -289,7 +300,11 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     records = both["records"]
     if isinstance(records, ResilienceError):
         raise records
-    chosen, left = choose(module, t.cast("dict[str, CellRecord]", records), world)
+    approved: dict[str, str] = {}
+    if params["approval"]:
+        found = {cell: Approvals(client).find(cell) for cell in params["cells"]}
+        approved = {cell: it.target for cell, it in found.items() if it and it.approved_by}
+    chosen, left = choose(module, t.cast("dict[str, CellRecord]", records), world, approved)
     limits = Limits(params["lag_seconds"], params["lag_bytes"], params["cooldown"], params["certificate_days"])
 
     expected = Expected(params["migrations"], params["collections"])
@@ -308,6 +323,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
             overrides=tuple(params["overrides"]),
             limits=limits,
             verify_within=params["verify_timeout"],
+            approval=params["approval"],
         )
         return lambda: Mover(client, world, request, validator).run()
 
@@ -333,6 +349,7 @@ def main() -> None:
             "reason": {"type": "str", "required": True},
             "operator": {"type": "str", "required": True},
             "plan": {"type": "bool", "default": False},
+            "approval": {"type": "bool", "default": False},
             "overrides": {"type": "list", "elements": "str", "default": [], "choices": list(OVERRIDES)},
             "lag_seconds": {"type": "float", "default": 5},
             "lag_bytes": {"type": "int", "default": 64 * 2**20},

@@ -20,6 +20,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils import mover as
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_validation import Check
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ConflictError, ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
+from ansible_collections.shannon.resilience.plugins.module_utils.move_approval import Approval, Approvals
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import (
     FAILOVER,
     OVERRIDES,
@@ -737,3 +738,40 @@ def test_a_move_that_only_plans_validates_nothing(cluster: FakeCluster, record: 
     validator = FakeValidator(True)
     Mover(connect(cluster), World(), ask(SWITCHOVER, plan=True), validator).run()
     assert validator.asked == []
+
+
+# -- a second person -------------------------------------------------------------------------------------------------
+
+
+def approval(approvals: Approvals, record: CellRecord, **changes: t.Any) -> None:
+    """Ada asked for a failover to b, and bob approved it."""
+    wanted = Approval("main", FAILOVER, record.home, "b", record.epoch, "ada", "a test")
+    approvals.request(replace(wanted, **changes))
+    approvals.approve("main", "bob")
+
+
+def test_a_move_that_somebody_else_approved_is_done_once(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    approvals = Approvals(connect(cluster))
+    approval(approvals, record)
+    with agents(cluster, "b"):
+        move = run(cluster, world, FAILOVER, approval=True)
+    assert (move["outcome"], move["approved_by"]) == ("done", "bob")
+    swapped = [one for one in Registry(connect(cluster)).history("main") if one.state == "taking_over"]
+    assert [one.reason for one in swapped] == ["a test (approved by bob)"]
+    assert approvals.find("main") is None
+
+
+@pytest.mark.parametrize("changes", [None, {"target": "c"}, {"epoch": 7}, {"overrides": ("accept_lag",)}])
+def test_a_move_that_nobody_approved_changes_nothing(
+    cluster: FakeCluster, record: CellRecord, changes: dict[str, t.Any] | None
+) -> None:
+    world = lost_home(cluster, record)
+    approvals = Approvals(connect(cluster))
+    if changes is not None:
+        approval(approvals, record, **changes)
+    move = run(cluster, world, FAILOVER, approval=True)
+    assert (move["outcome"], move["changed"]) == ("refused", False)
+    assert "needs somebody else's approval" in move["error"]
+    assert history(cluster) == [(1, "a", "active")]
+    assert (approvals.find("main") is None) is (changes is None)
