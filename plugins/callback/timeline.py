@@ -15,13 +15,14 @@ description:
     seconds since 1970), C(status) and C(play). The module M(shannon.resilience.dr_report) draws them.
   - The status is V(ok), V(changed), V(failed), V(ignored), V(skipped) or V(unreachable).
   - What a task was given and what it returned is never written, since it could hold secrets.
+  - A file of more than 4 MiB is begun anew.
   - Without a file it does nothing. A file that can't be written costs one warning, and never the run.
 requirements:
   - enable in configuration
 options:
   file:
     description:
-      - The file to append to; it is made with mode 0600. Its folder must exist.
+      - The file to append to; it is made with mode 0600. Its folder is made with mode 0700, but none above it.
       - A relative path counts from the folder that the playbook is started in.
     type: str
     env:
@@ -43,6 +44,7 @@ EXAMPLES = r"""
 """
 
 # ruff: noqa: E402  (Ansible wants the documentation before the imports)
+import contextlib
 import json
 import os
 import time
@@ -55,6 +57,10 @@ if t.TYPE_CHECKING:
     from ansible.inventory.host import Host
     from ansible.playbook.play import Play
     from ansible.playbook.task import Task
+
+
+#: Size in bytes from which on a file is begun anew.
+TOO_LARGE = 4 * 2**20
 
 
 class CallbackModule(CallbackBase):
@@ -78,6 +84,15 @@ class CallbackModule(CallbackBase):
         path = self.get_option("file")
         self._path = os.path.abspath(os.path.expanduser(path)) if path else ""
         self.disabled = not self._path
+        if self._path:
+            # So that the playbook finds the file for its report, whichever setting named it.
+            os.environ["SHANNON_TIMELINE_FILE"] = self._path
+            # What can't be done here is told by the first line that can't be written.
+            with contextlib.suppress(OSError):
+                os.mkdir(os.path.dirname(self._path), 0o700)
+            with contextlib.suppress(OSError):
+                if os.path.getsize(self._path) > TOO_LARGE:
+                    os.unlink(self._path)
 
     def v2_playbook_on_play_start(self, play: Play) -> None:
         self._play = play.get_name()

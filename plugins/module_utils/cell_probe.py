@@ -109,7 +109,9 @@ class Probe:
         parts = gather({"records": registry.records, "statuses": registry.client.statuses, "moves": registry.moves})
         statuses = t.cast(dict[Endpoint, t.Any], parts["statuses"])
         members: dict[str, Answer] = {
-            names[endpoint]: status if isinstance(status, ResilienceError) else {"leader": status.is_leader}
+            names[endpoint]: status
+            if isinstance(status, ResilienceError)
+            else {"leader": status.is_leader, "version": status.version}
             for endpoint, status in statuses.items()
         }
         records = parts["records"]
@@ -152,7 +154,17 @@ class Probe:
             region: host for (region, host), answer in reversed(seen.peers.items()) if isinstance(answer, dict)
         }
 
-        names = gather({region: self._qdrant(host).collections for region, host in spokesmen.items()})
+        asked: dict[tuple[str, str], t.Callable[[], t.Any]] = {}
+        for region, host in spokesmen.items():
+            asked["names", region] = self._qdrant(host).collections
+            asked["version", region] = self._qdrant(host).version
+        answers = gather(asked)
+        names = {region: answers["names", region] for region in spokesmen}
+        seen.qdrant_versions = {
+            spokesmen[region]: str(it)
+            for (kind, region), it in answers.items()
+            if kind == "version" and not isinstance(it, ResilienceError)
+        }
         questions = {
             (region, name): self._ask_collection(spokesmen[region], name)
             for region, found in names.items()

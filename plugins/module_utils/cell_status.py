@@ -12,6 +12,7 @@ import typing as t
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from .component_versions import of_observations
 from .errors import ResilienceError
 
 Answer: t.TypeAlias = "dict[str, t.Any] | ResilienceError"
@@ -25,11 +26,12 @@ class Observations:
     """What was seen, by whom it was asked.
 
     :ivar records: cell to its registry record, or the error that the registry gave.
-    :ivar registry: registry member to C({leader: bool}), or its error.
+    :ivar registry: registry member to C({leader: bool, version: str}), or its error.
     :ivar patroni: (cell, host) to the body of Patroni's C(GET /patroni), or the error.
     :ivar redis: (cell, host) to C({role, offset, link, primary_address, primary_port, replicas}), or the error.
     :ivar peers: (region, host) to C({peer_id, leader, peers}), or the error.
     :ivar collections: region to collection to C({points, shards, replicas, replicas_active}).
+    :ivar qdrant_versions: host to its Qdrant's version, of the peers that were asked for it.
     :ivar indexers: (region, host) to what a vector indexer says of itself (its C(GET /status)), or the error.
     :ivar history: cell to the changes of its home, the oldest first.
     :ivar certificates: host to the end of its certificate.
@@ -44,6 +46,7 @@ class Observations:
     redis: dict[tuple[str, str], Answer] = field(default_factory=dict)
     peers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     collections: dict[str, dict[str, dict[str, t.Any]]] = field(default_factory=dict)
+    qdrant_versions: dict[str, str] = field(default_factory=dict)
     indexers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     history: dict[str, list[dict[str, t.Any]]] = field(default_factory=dict)
     certificates: dict[str, datetime] = field(default_factory=dict)
@@ -75,6 +78,7 @@ def summarise(topology: t.Mapping[str, t.Any], seen: Observations) -> dict[str, 
         "cells": cells,
         "registry": registry,
         "certificate": _certificate(seen),
+        "versions": of_observations(seen.patroni, seen.redis, seen.registry, seen.qdrant_versions),
     }
 
 

@@ -31,6 +31,8 @@ _RIGHT = 70
 _ROW = 20
 _LABEL = 44
 _SMALLEST_BAR = 2.0
+#: Seconds before the start of which a phase's bar is drawn.
+_DRAWN_BEFORE = 10.0
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c2128; --faint: #59636e; --line: #d1d9e0; --panel: #f6f8fa;
@@ -358,7 +360,11 @@ def _phase_bars(document: t.Mapping[str, t.Any], last_step: float) -> list[_Bar]
         name, note = _text(phase.get("name")) or "?", _text(phase.get("note"))
         look = "failed" if end is None else "phase"
         end = max(begin, last if end is None else end)
-        bars.append(_Bar(name, begin, end, look, f"{name}: {note}" if note else name))
+        label = name
+        if begin < -_DRAWN_BEFORE:
+            # A home that was lost an hour ago would leave no room for the rest.
+            label, begin = f"{name} (since {_seconds(-begin)} before)", -_DRAWN_BEFORE
+        bars.append(_Bar(label, begin, max(begin, end), look, f"{label}: {note}" if note else label))
     return bars
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from .cell_validation import Check, document
+from .component_versions import text as version_text
 from .concurrently import gather, wait_until
 from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
@@ -97,6 +98,7 @@ class Timeline:
     started: float = field(default_factory=time.monotonic)
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     phases: list[dict[str, t.Any]] = field(default_factory=list)
+    _ended: set[str] = field(default_factory=set)
 
     def now(self) -> float:
         return round(time.monotonic() - self.started, 3)
@@ -104,6 +106,13 @@ class Timeline:
     def phase(self, name: str) -> _Phase:
         """A phase as a context manager."""
         return _Phase(self, name)
+
+    def end(self, name: str) -> None:
+        """A phase ended before the block that began it does."""
+        for one in self.phases:
+            if one["name"] == name:
+                one["end"] = self.now()
+                self._ended.add(name)
 
     def seconds(self, name: str) -> float:
         """How long a phase took; 0 when there was none."""
@@ -120,7 +129,12 @@ class _Phase:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._entry["end"] = self._timeline.now()
+        if self._entry["name"] not in self._timeline._ended:
+            self._entry["end"] = self._timeline.now()
+
+    def began(self, at: float) -> None:
+        """It began earlier than it was looked at."""
+        self._entry["begin"] = round(at, 3)
 
     def note(self, text: str) -> None:
         """Say what was seen."""
@@ -173,9 +187,10 @@ class Mover:
 
     def _run(self) -> None:
         request = self._request
-        with self._timeline.phase("preflight") as phase:
+        with self._timeline.phase("detect") as phase:
             facts, verdicts = self._look()
             record = facts.record
+            self._since_last_word(facts, phase)
             self.move.update(epoch_before=record.epoch, epoch=record.epoch)
             self.move["from"] = record.home
             resumed = record.home == request.target
@@ -183,8 +198,10 @@ class Mover:
                 phase.note(f"region {request.target} is the home already: what is left is done")
                 if record.state == RESTORING:
                     self._judge(facts, [verdict for verdict in verdicts if verdict.name == "state"])
-            else:
+        if not resumed:
+            with self._timeline.phase("decide"):
                 self._judge(facts, verdicts)
+                record = record if request.plan else self._decide(facts, verdicts)
         if request.plan:
             self.move["outcome"] = PLANNED
             return
@@ -197,11 +214,6 @@ class Mover:
             self.move["outcome"] = DONE
             self._validate(record)
             return
-        if not resumed:
-            self._check_approval(record)
-            self._note(facts)
-            self._mark.put(TAKE_MARK in self.move["overrides"])
-            record = self._swap(facts, verdicts)
         with self._timeline.phase("fence") as phase:
             self._wait_for_fence(record, phase)
         with self._timeline.phase("promote") as phase:
@@ -249,6 +261,7 @@ class Mover:
             certificate=info.get("certificate"),
             limits=request.limits,
         )
+        self.move["versions"] = _versions(info, facts)
         size, seconds = lag(facts)
         self.move["lag_before"] = {"bytes": size, "seconds": seconds}
         return facts, judge(facts, request.overrides)
@@ -274,7 +287,23 @@ class Mover:
         if refusals and not self._request.plan:
             raise Refused(self._request, facts.record, refusals)
 
+    def _since_last_word(self, facts: Facts, phase: _Phase) -> None:
+        """A home that is lost was lost when it was last heard of: the time until then is part of detecting it."""
+        position, record = facts.view.position, facts.record
+        if self._request.kind != FAILOVER or position is None or position.region != record.home or facts.home_beats:
+            return
+        age = self._timeline.at.timestamp() - position.at
+        if age > 0:  # clocks of two hosts
+            phase.began(-age)
+            phase.note(f"the home was last heard of {age:.1f} s before the start")
+
     # -- changing ------------------------------------------------------------------------------------------------
+
+    def _decide(self, facts: Facts, verdicts: list[Verdict]) -> CellRecord:
+        self._check_approval(facts.record)
+        self._note(facts)
+        self._mark.put(TAKE_MARK in self.move["overrides"])
+        return self._swap(facts, verdicts)
 
     def _swap(self, facts: Facts, verdicts: list[Verdict]) -> CellRecord:
         request, record = self._request, facts.record
@@ -286,6 +315,7 @@ class Mover:
                     request.operator, overrides,
                 )  # fmt: skip
                 self.move["changed"] = True
+            self._timeline.end("decide")
             try:
                 self._hold(record)
                 return self._take(record, overrides)
@@ -493,6 +523,12 @@ class Refused(ResilienceError):
             f"the {request.kind} of cell {record.cell} ({record.describe()}) to region {request.target} is refused; "
             "nothing was changed.\n- " + "\n- ".join(lines)
         )
+
+
+def _versions(info: t.Mapping[str, t.Any], facts: Facts) -> dict[str, str]:
+    """What runs, as far as it was seen."""
+    services = {host: str(said["version"]) for host, said in facts.agents.items() if "version" in said}
+    return {**info.get("versions", {}), **({"services": version_text(services)} if services else {})}
 
 
 def _until(condition: t.Callable[[], tuple[bool, str]], what: str, timeout: float) -> str:

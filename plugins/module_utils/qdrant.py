@@ -67,6 +67,11 @@ class Qdrant:
             int(found.get("peer_id", 0)), None if leader is None else int(leader), len(found.get("peers", {}))
         )
 
+    def version(self) -> str:
+        """C(GET /): the server's version."""
+        found = self._endpoint.expect("GET", "/")
+        return str(found.get("version", "")) if isinstance(found, dict) else ""
+
     def collections(self) -> list[str]:
         """Names of the collections."""
         return [str(entry["name"]) for entry in self._result("GET", "/collections")["collections"]]

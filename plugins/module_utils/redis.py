@@ -71,6 +71,7 @@ class Replication:
     :ivar aof: whether it keeps an append-only file.
     :ivar keys: keys in all databases.
     :ivar links: its replicas, one by one.
+    :ivar version: of the server.
     """
 
     role: str
@@ -84,6 +85,7 @@ class Replication:
     aof: bool
     keys: int = 0
     links: tuple[ReplicaLink, ...] = ()
+    version: str = ""
 
 
 class RedisClient:
@@ -184,7 +186,7 @@ class RedisClient:
 
     def replication(self) -> Replication:
         """What the instance says of its replication."""
-        return parse_replication(self.info("replication", "persistence", "keyspace"))
+        return parse_replication(self.info("server", "replication", "persistence", "keyspace"))
 
     def close(self) -> None:
         """Close the connection; the next command opens a new one."""
@@ -318,7 +320,7 @@ def parse_info(text: str) -> dict[str, str]:
 
 
 def parse_replication(info: t.Mapping[str, str]) -> Replication:
-    """From C(INFO)'s replication, persistence and keyspace sections."""
+    """From C(INFO)'s server, replication, persistence and keyspace sections."""
     role = ROLES.get(info.get("role", ""), info.get("role", ""))
     is_primary = role == "primary"
     databases = [_fields(value) for name, value in info.items() if name.startswith("db") and name[2:].isdigit()]
@@ -344,6 +346,7 @@ def parse_replication(info: t.Mapping[str, str]) -> Replication:
             )
             for link in links
         ),
+        version=info.get("redis_version", ""),
     )
 
 

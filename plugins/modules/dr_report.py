@@ -38,6 +38,10 @@ options:
       - Steps that ended more than a minute before the move started are left out, as those of an earlier run.
       - Without the file the page shows the phases only.
     type: path
+  versions:
+    description: More versions for the page, beside those that C(move.versions) has; component to version.
+    type: dict
+    default: {}
   dest:
     description: Folder of the reports; it is made with mode 0700 when it is missing. The files get mode 0600.
     type: path
@@ -138,6 +142,7 @@ def main() -> None:
             "move": {"type": "dict", "required": True},
             "objectives": {"type": "dict", "default": {}},
             "steps_file": {"type": "path"},
+            "versions": {"type": "dict", "default": {}},
             "dest": {"type": "path", "required": True},
         },
         supports_check_mode=True,
@@ -164,6 +169,10 @@ def main() -> None:
             # A report without the steps is worth more than none.
             module.warn(f"the report goes without the playbook's steps: {params['steps_file']}: {exc.strerror or exc}")
 
+    seen = move.get("versions")
+    versions = {**(seen if isinstance(seen, dict) else {}), **params["versions"]}
+    if versions:
+        move = {**move, "versions": versions}
     found = document(move, params["objectives"], steps)
     folder = os.path.abspath(params["dest"])
     stamp = (start or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")

@@ -317,3 +317,11 @@ def test_what_the_validation_found_is_shown_with_what_to_do() -> None:
     found = page({"validation": {"passed": False, "checks": [check]}})
     assert "Validation" in found.text
     assert all(text in found.text for text in ("one <is> missing", "Make it anew.", "failed"))
+
+
+def test_a_home_that_was_lost_long_ago_leaves_room_for_the_rest() -> None:
+    phases = [{"name": "detect", "begin": -3600.0, "end": 0.5}, {"name": "fence", "begin": 0.5, "end": 2.5}]
+    found = page({"phases": phases})
+    detect, fence = found.bars()
+    assert float(fence["width"] or 0) > float(detect["width"] or 0) / 20
+    assert "detect (since" in found.text

@@ -256,7 +256,7 @@ def test_a_lost_home_is_left_for_the_target(cluster: FakeCluster, record: CellRe
     assert (move["outcome"], move["error"], move["changed"]) == ("done", "", True)
     assert (move["from"], move["to"], move["epoch_before"], move["epoch"]) == ("a", "b", 1, 2)
     assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
-    assert phases(move) == ["preflight", "fence", "promote", "route", "verify"]
+    assert phases(move) == ["detect", "decide", "fence", "promote", "route", "verify"]
     assert note(move, "fence") == "its lease had ended"
     assert move["lag_before"] == {"bytes": 0, "seconds": 0.0}
     assert 0 < move["rto_seconds"] < 10 * FASTER
@@ -374,7 +374,7 @@ def test_a_switchover_drains_first_and_loses_nothing(cluster: FakeCluster, recor
         (2, "b", "entering"),
         (2, "b", "active"),
     ]
-    assert phases(move) == ["preflight", "hold", "drain", "fence", "promote", "route", "verify"]
+    assert phases(move) == ["detect", "decide", "hold", "drain", "fence", "promote", "route", "verify"]
     assert note(move, "fence") == "given back in order by region a, at 2000 bytes"
     assert (move["rpo"]["bytes"], move["rpo"]["seconds"]) == (0, 0.0)
     assert (note(move, "hold"), note(move, "drain")) == ("", "")
@@ -453,8 +453,8 @@ def test_a_move_whose_mover_died_after_the_swap_is_finished(cluster: FakeCluster
     with agents(cluster, "b"):
         move = run(cluster, world, FAILOVER)
     assert (move["outcome"], move["error"], move["epoch"]) == ("done", "", 2)
-    assert note(move, "preflight") == "region b is the home already: what is left is done"
-    assert phases(move) == ["preflight", "fence", "promote", "route", "verify"]
+    assert note(move, "detect") == "region b is the home already: what is left is done"
+    assert phases(move) == ["detect", "fence", "promote", "route", "verify"]
     assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
 
 
@@ -478,7 +478,7 @@ def test_a_move_that_is_done_is_only_verified(cluster: FakeCluster, record: Cell
         run(cluster, world, FAILOVER)
         move = run(cluster, world, FAILOVER)
     assert (move["outcome"], move["changed"]) == ("done", False)
-    assert phases(move) == ["preflight", "route", "verify"]
+    assert phases(move) == ["detect", "route", "verify"]
     assert history(cluster) == [(1, "a", "active"), (2, "b", "taking_over"), (2, "b", "active")]
 
 
@@ -775,3 +775,40 @@ def test_a_move_that_nobody_approved_changes_nothing(
     assert "needs somebody else's approval" in move["error"]
     assert history(cluster) == [(1, "a", "active")]
     assert (approvals.find("main") is None) is (changes is None)
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_home_is_detected_since_it_was_last_heard_of(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    leases = RegionLeases(connect(cluster))
+    lease = leases.acquire(record, "a1")
+    assert lease
+    leases.publish(lease, POSITIONS, Position("a", record.epoch, 1000, time.time() - 30, "a1"))
+    leases.drop(lease.id)
+    with agents(cluster, "b"):
+        move = run(cluster, world, FAILOVER)
+    detect, decide = move["phases"][:2]
+    assert -31 < detect["begin"] <= -30 < 0 < detect["end"] <= decide["begin"] <= decide["end"]
+    assert note(move, "detect").startswith("the home was last heard of 30.")
+    # What nobody noticed is no part of what the move took.
+    assert move["rto_seconds"] < 10 * FASTER
+
+
+def test_a_switchovers_decision_ends_where_clients_begin_to_wait(cluster: FakeCluster, record: CellRecord) -> None:
+    with agents(cluster, "a", "b"), edge(cluster, itertools.chain([3, 2, 1], itertools.repeat(0))):
+        wait_for_lease(cluster)
+        move = run(cluster, World(), SWITCHOVER)
+    assert move["outcome"] == "done"
+    decide, hold = (next(one for one in move["phases"] if one["name"] == name) for name in ("decide", "hold"))
+    assert decide["begin"] < decide["end"] <= hold["begin"]
+
+
+def test_the_versions_that_were_seen_are_told(cluster: FakeCluster, record: CellRecord) -> None:
+    class Versioned(World):
+        def info(self) -> dict[str, t.Any]:
+            return {**super().info(), "versions": {"redis": "7.0.15"}}
+
+    move = run(cluster, Versioned(), SWITCHOVER, plan=True)
+    assert move["versions"] == {"redis": "7.0.15", "services": "1"}

@@ -209,10 +209,11 @@ def test_a_primarys_info():
 
 
 def test_a_replicas_info_over_a_connection_of_its_own(serve):
-    server = serve(b"+OK\r\n", bulk(REPLICA), bulk("loading:1\r\n"), bulk(""))
+    server = serve(b"+OK\r\n", bulk("redis_version:7.0.15\r\n"), bulk(REPLICA), bulk("loading:1\r\n"), bulk(""))
     seen = replication_info("127.0.0.1", server.port, "monitor", PASSWORD, None, 0.5)
     assert (seen.role, seen.primary_address, seen.primary_port, seen.link) == ("replica", "192.0.2.1", 6379, "up")
     assert (seen.offset, seen.priority, seen.loading, seen.keys) == (700, 0, True, 0)
+    assert seen.version == "7.0.15"
 
 
 def test_role_uses_our_words(serve):

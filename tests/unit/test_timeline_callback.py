@@ -101,6 +101,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 
 def plugin(path: t.Any, monkeypatch: pytest.MonkeyPatch) -> tuple[timeline.CallbackModule, Display]:
+    monkeypatch.setenv("SHANNON_TIMELINE_FILE", "")  # so that what it sets is taken back
     display = Display()
     made = timeline.CallbackModule(display=display)
     given = {"file": None if path is None else str(path)}
@@ -161,14 +162,27 @@ def test_a_handler_that_runs_again_begins_again(
 def test_a_file_that_cannot_be_written_costs_one_warning(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, display = plugin(tmp_path / "missing" / "steps", monkeypatch)
+    made, display = plugin(tmp_path / "missing" / "too" / "steps", monkeypatch)
     task, host = Named("Stop it"), Named("one")
     for _attempt in range(3):
         # Ansible asks before each call.
         if not made.disabled:
             made.v2_runner_on_ok(Result(task, host))
     assert len(display.warnings) == 1
-    assert f"{tmp_path}/missing/steps: No such file" in display.warnings[0]
+    assert f"{tmp_path}/missing/too/steps: No such file" in display.warnings[0]
+
+
+def test_its_folder_is_made_and_a_file_that_grew_too_large_is_begun_anew(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "folder" / "steps"
+    task, host = Named("Stop it"), Named("one")
+    for expected in (1, 2, 1):
+        made, display = plugin(file, monkeypatch)
+        made.v2_runner_on_ok(Result(task, host))
+        assert (len(lines(file)), display.warnings) == (expected, [])
+        monkeypatch.setattr(timeline, "TOO_LARGE", 1 if expected == 2 else 10**6)
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(
