@@ -103,6 +103,9 @@ info:
     registry:
       description: Whether it has C(quorum), its C(leader), and its C(members) with C(name), C(healthy) and C(error).
       type: dict
+    versions:
+      description: Component to the version that was seen, with the hosts where they differ.
+      type: dict
     certificate:
       description: Of all certificates that were presented the first to expire, with C(host), C(not_after) and C(days).
       type: dict
