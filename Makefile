@@ -59,6 +59,7 @@ proto: env ## make the services' gRPC code anew from shannon.proto
 bench: env ## print figures beside their targets: breakers, the verbs on the lab, the services, the indexer
 	python3 tests/bench/bench_breaker.py
 	python3 tests/bench/bench_deploy.py --leave-up
+	python3 tests/bench/bench_dead_hosts.py
 	python3 tests/bench/bench_services.py
 	python3 tests/bench/bench_indexer.py --host a1
 	python3 lab/lab.py down

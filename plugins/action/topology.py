@@ -12,6 +12,7 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.topology import check, derive
 
 
@@ -28,7 +29,9 @@ class ActionModule(ActionBase):
         groups = {name: list(hosts) for name, hosts in task_vars["groups"].items()}
         where = str(task_vars.get("inventory_dir") or "the inventory")
         placed = {host for name, hosts in groups.items() if _places(name) for host in hosts}
-        addresses = {host: _address_of(host, task_vars["hostvars"][host]) for host in placed}
+        wanted = {host: _wanted_address(host, task_vars["hostvars"][host]) for host in placed}
+        # Names are resolved all at once: a name server that does not answer costs its timeout once.
+        addresses = gather({host: lambda name=name: _address_of(name) for host, name in wanted.items()})
         given = {
             name: self._templar.template(task_vars[name]) if name in task_vars else None
             for name in ("regions", "cells", "ports")
@@ -66,9 +69,12 @@ def _places(group: str) -> bool:
     return group == "witness" or group.startswith("region_")
 
 
-def _address_of(host: str, variables: t.Mapping[str, t.Any]) -> str:
-    """The host's IP address; a name is resolved here, once, so that firewalls and certificates agree on it."""
-    wanted = str(variables.get("shannon_address") or variables.get("ansible_host") or host)
+def _wanted_address(host: str, variables: t.Mapping[str, t.Any]) -> str:
+    return str(variables.get("shannon_address") or variables.get("ansible_host") or host)
+
+
+def _address_of(wanted: str) -> str:
+    """A host's IP address; a name is resolved here, once, so that firewalls and certificates agree on it."""
     try:
         return str(ipaddress.ip_address(wanted))
     except ValueError:

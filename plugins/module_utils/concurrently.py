@@ -16,10 +16,15 @@ K = t.TypeVar("K", bound=t.Hashable)
 R = t.TypeVar("R")
 
 
-def gather(calls: t.Mapping[K, t.Callable[[], R]], limit: int = 64) -> dict[K, R | ResilienceError]:
+#: Threads at most. Nearly all of them only wait, and when all ask dead hosts the rest waits for another timeout: fifty
+#: dead hosts with five ports each are to cost one.
+LIMIT = 512
+
+
+def gather(calls: t.Mapping[K, t.Callable[[], R]], limit: int = LIMIT) -> dict[K, R | ResilienceError]:
     """Run all calls at once; a call that raises a ResilienceError yields that error as its result.
 
-    Each call bounds its own time (every client here has a timeout), so ten dead endpoints cost one timeout.
+    Each call bounds its own time (every client here has a timeout), so all dead endpoints together cost one timeout.
 
     :param calls: a name for each call, and the call.
     :param limit: how many threads at most.

@@ -24,10 +24,18 @@ class Deployment:
     :param topology: what C(shannon.resilience.topology) derived.
     :param probe: asks the stores.
     :param timeout: seconds that an agent or a gateway may take.
+    :param ahead: regions whose agents and gateways are asked together with the stores, since they will be asked for:
+        dead hosts cost one timeout then, and not one for each kind of question.
     """
 
     def __init__(
-        self, topology: t.Mapping[str, t.Any], tls: TlsFiles, probe: Probe, api_key: str, timeout: float
+        self,
+        topology: t.Mapping[str, t.Any],
+        tls: TlsFiles,
+        probe: Probe,
+        api_key: str,
+        timeout: float,
+        ahead: t.Collection[str] = (),
     ) -> None:
         self._topology = topology
         self._ca_file = tls.ca
@@ -37,16 +45,35 @@ class Deployment:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._info: dict[str, t.Any] | None = None
+        self._ahead = tuple(ahead)
+        self._agents: dict[str, dict[str, t.Any]] = {}
+        self._gateways: dict[str, dict[str, str]] = {}
 
     def info(self) -> dict[str, t.Any]:
         """The status, looked at once for all cells that are moved together."""
         with self._lock:
             if self._info is None:
-                self._info = summarise(self._topology, self._probe.observe())
+                self._info = self._look()
             return self._info
+
+    def _look(self) -> dict[str, t.Any]:
+        asked: dict[tuple[str, str], t.Callable[[], t.Any]] = {("stores", ""): self._probe.observe}
+        for region in self._ahead:
+            asked["agents", region] = lambda region=region: self._ask_agents(region)  # type: ignore[misc]
+            asked["gateways", region] = lambda region=region: self._ask_gateways(region)  # type: ignore[misc]
+        found = gather(asked)
+        for answer in found.values():
+            if isinstance(answer, ResilienceError):
+                raise answer
+        self._agents = {region: found["agents", region] for region in self._ahead}
+        self._gateways = {region: found["gateways", region] for region in self._ahead}
+        return summarise(self._topology, found["stores", ""])
 
     def agents(self, region: str) -> dict[str, t.Any]:
         """What each region agent says of itself, or its error as a text."""
+        return self._agents[region] if region in self._agents else self._ask_agents(region)
+
+    def _ask_agents(self, region: str) -> dict[str, t.Any]:
         components = self._topology["components"]
         hosts = dict.fromkeys([*components["postgres"].get(region, ()), *components["redis"].get(region, ())])
         port = self._topology["ports"]["region_agent"]
@@ -58,6 +85,9 @@ class Deployment:
 
     def gateways(self, region: str) -> dict[str, str]:
         """Why each gateway can't serve; an empty text when it can."""
+        return self._gateways[region] if region in self._gateways else self._ask_gateways(region)
+
+    def _ask_gateways(self, region: str) -> dict[str, str]:
         hosts = self._topology["components"].get("gateway", {}).get(region, ())
         port = self._topology["ports"]["gateway"]
 

@@ -291,7 +291,8 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     topology = params["topology"]
     tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
     probe = Probe(topology, tls, "monitor", params["redis_password"], params["qdrant_api_key"], params["timeout"])
-    world = Deployment(topology, tls, probe, params["api_key"], params["timeout"])
+    ahead = [params["to"]] if params["to"] in topology["regions"] else topology["regions"]
+    world = Deployment(topology, tls, probe, params["api_key"], params["timeout"], ahead)
     port = topology["ports"]["registry_client"]
     members = [host for hosts in topology["components"]["registry"].values() for host in hosts]
     endpoints = [{"host": topology["hosts"][host]["address"], "port": port} for host in members]
