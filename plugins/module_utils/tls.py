@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ssl
+import typing as t
 from dataclasses import dataclass
 
 from .errors import ResilienceError
@@ -21,6 +22,19 @@ class TlsFiles:
     ca: str = "/etc/shannon/pki/ca.crt"
     cert: str = "/etc/shannon/pki/host.crt"
     key: str = "/etc/shannon/pki/host.key"
+
+
+#: The argument spec of the options that the documentation fragment C(tls) describes.
+ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    "ca_file": {"type": "path", "default": TlsFiles.ca},
+    "cert_file": {"type": "path", "default": TlsFiles.cert},
+    "key_file": {"type": "path", "default": TlsFiles.key, "no_log": False},
+}
+
+
+def files_of(params: t.Mapping[str, t.Any]) -> TlsFiles:
+    """The files that a module with :data:`ARGUMENTS` was told."""
+    return TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
 
 
 def client_context(files: TlsFiles, check_hostname: bool = True) -> ssl.SSLContext:

@@ -34,18 +34,8 @@ options:
     description: Seconds that one endpoint may take to answer.
     type: float
     default: 1.5
-  ca_file:
-    description: The CA that the endpoints' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; never changes anything.
@@ -116,7 +106,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_probe import Probe
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_status import summarise
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import files_of
 
 
 def main() -> None:
@@ -127,9 +118,7 @@ def main() -> None:
             "redis_password": {"type": "str", "required": True, "no_log": True},
             "qdrant_api_key": {"type": "str", "required": True, "no_log": True},
             "timeout": {"type": "float", "default": 1.5},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )
@@ -137,7 +126,7 @@ def main() -> None:
     try:
         probe = Probe(
             topology=params["topology"],
-            tls=TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]),
+            tls=files_of(params),
             redis_username=params["redis_username"],
             redis_password=params["redis_password"],
             qdrant_api_key=params["qdrant_api_key"],

@@ -130,18 +130,8 @@ options:
     description: An API key of the gateways, for the synthetic task.
     type: str
     required: true
-  ca_file:
-    description: The CA that all certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; that is O(plan=true).
@@ -244,7 +234,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.registry import
     CellRecord,
     Registry,
 )
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def choose(
@@ -289,7 +280,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Move the cells."""
     params = module.params
     topology = params["topology"]
-    tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+    tls = files_of(params)
     probe = Probe(topology, tls, "monitor", params["redis_password"], params["qdrant_api_key"], params["timeout"])
     ahead = [params["to"]] if params["to"] in topology["regions"] else topology["regions"]
     world = Deployment(topology, tls, probe, params["api_key"], params["timeout"], ahead)
@@ -364,9 +355,7 @@ def main() -> None:
             "redis_password": {"type": "str", "required": True, "no_log": True},
             "qdrant_api_key": {"type": "str", "required": True, "no_log": True},
             "api_key": {"type": "str", "required": True, "no_log": True},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )

@@ -44,18 +44,8 @@ options:
     description: Seconds that one agent may take to answer.
     type: float
     default: 1.5
-  ca_file:
-    description: The CA that all certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; nothing is written then.
@@ -108,7 +98,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.etcd import Etc
 from ansible_collections.shannon.resilience.plugins.module_utils.http_client import JsonEndpoint
 from ansible_collections.shannon.resilience.plugins.module_utils.region_lease import DIVERGED, REJOIN
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import Registry
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def saved(client: EtcdClient) -> list[dict[str, t.Any]]:
@@ -128,7 +119,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Look, and write when it is wanted."""
     params = module.params
     topology = params["topology"]
-    context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+    context = client_context(files_of(params))
     components, hosts, ports = topology["components"], topology["hosts"], topology["ports"]
     members = [host for named in components["registry"].values() for host in named]
     endpoints = [{"host": hosts[host]["address"], "port": ports["registry_client"]} for host in members]
@@ -193,9 +184,7 @@ def main() -> None:
             "reason": {"type": "str", "default": ""},
             "operator": {"type": "str", "default": ""},
             "timeout": {"type": "float", "default": 1.5},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[("discard", True, ("cell", "region", "reason", "operator"))],
         supports_check_mode=True,

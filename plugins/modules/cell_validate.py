@@ -51,18 +51,8 @@ options:
     description: A key of Qdrant that may read.
     type: str
     required: true
-  ca_file:
-    description: The CA that all certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; never changes anything.
@@ -110,14 +100,15 @@ from ansible_collections.shannon.resilience.plugins.module_utils.cell_validator 
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import Registry
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import files_of
 
 
 def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Validate the cells."""
     params = module.params
     topology = params["topology"]
-    tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+    tls = files_of(params)
     known = [cell["name"] for cell in topology["cells"]]
     wrong = sorted(set(params["cells"]) - set(known))
     if wrong:
@@ -152,9 +143,7 @@ def main() -> None:
             "within": {"type": "float", "default": 10},
             "timeout": {"type": "float", "default": 2},
             "qdrant_api_key": {"type": "str", "required": True, "no_log": True},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )

@@ -113,18 +113,8 @@ options:
     description: Seconds that it stays open at most.
     type: float
     default: 300
-  ca_file:
-    description: The CA that the endpoints' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; it probes then, but does not keep what it finds.
@@ -250,7 +240,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.health_check im
     aggregate,
 )
 from ansible_collections.shannon.resilience.plugins.module_utils.health_probes import KINDS, PORTS, Target
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context, files_of
 
 #: Seconds that a probe may be given; a host that needs more is not healthy.
 LONGEST = 300.0
@@ -279,7 +270,7 @@ def endpoints(params: dict[str, t.Any]) -> list[Endpoint]:
 
     :raises ResilienceError: an endpoint makes no sense.
     """
-    contexts = Contexts(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+    contexts = Contexts(files_of(params))
     found: dict[str, Endpoint] = {}
     for given in params["endpoints"]:
         kind, host = given["type"], given["host"]
@@ -383,9 +374,7 @@ def main() -> None:
             "success_threshold": {"type": "int", "default": 1},
             "open_time": {"type": "float", "default": 30},
             "open_time_max": {"type": "float", "default": 300},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )

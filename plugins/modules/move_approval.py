@@ -63,18 +63,8 @@ options:
     description: Seconds that one request to the registry may take.
     type: float
     default: 2
-  ca_file:
-    description: The CA that the registry's certificate must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; nothing is asked for, approved or rejected then, and nothing is waited for.
@@ -114,7 +104,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
 from ansible_collections.shannon.resilience.plugins.module_utils.move_approval import Approval, Approvals
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def wanted(params: dict[str, t.Any]) -> list[Approval]:
@@ -175,15 +166,13 @@ def main() -> None:
             "operator": {"type": "str", "default": ""},
             "wait": {"type": "float", "default": 900},
             "timeout": {"type": "float", "default": 2},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[("state", "approved", ("cell", "operator")), ("state", "rejected", ("cell",))],
         supports_check_mode=True,
     )
     params = module.params
-    tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+    tls = files_of(params)
     try:
         client = EtcdClient(params["endpoints"], client_context(tls), params["timeout"], name="the registry")
         changed, found = act(params, Approvals(client), module.check_mode)

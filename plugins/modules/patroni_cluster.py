@@ -98,18 +98,8 @@ options:
     description: Seconds for one request.
     type: int
     default: 3
-  ca_file:
-    description: The CA certificate.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate of this host.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: Its key.
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; when no member answers yet, it reports a change and says so in RV(note).
@@ -177,7 +167,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.patroni import 
     config_changes,
     desired_config,
 )
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def region_of(params: dict[str, t.Any], cell: dict[str, t.Any], context: t.Any) -> Region:
@@ -292,9 +283,7 @@ def main() -> None:
             "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 180},
             "request_timeout": {"type": "int", "default": 3},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_together=[("restart_unit", "restart_member")],
         supports_check_mode=True,
@@ -306,7 +295,7 @@ def main() -> None:
     notes = []
     try:
         try:
-            context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+            context = client_context(files_of(params))
         except ResilienceError as exc:
             if not module.check_mode:
                 raise

@@ -53,18 +53,8 @@ options:
     description: Seconds that a peer may take to answer.
     type: float
     default: 5
-  ca_file:
-    description: The CA that the peers' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; a cluster that does not answer counts as one to be set up.
@@ -107,7 +97,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather, wait_until
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.qdrant import Qdrant
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 class NotDeployed(ResilienceError):
@@ -202,16 +193,14 @@ def main() -> None:
             "peers": {"type": "int", "required": True},
             "wait": {"type": "int", "default": 60},
             "timeout": {"type": "float", "default": 5},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
         try:
-            context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+            context = client_context(files_of(params))
         except ResilienceError as exc:
             raise NotDeployed(str(exc)) from exc
         pairs = [endpoint.rsplit(":", 1) for endpoint in params["endpoints"]]

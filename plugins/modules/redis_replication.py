@@ -76,18 +76,8 @@ options:
     description: Seconds that the replicas have to copy the data and be in line.
     type: int
     default: 120
-  ca_file:
-    description: The CA that the instances' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; a cell none of whose instances answers counts as one to be set up.
@@ -133,7 +123,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.concurrently im
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.redis import RedisClient, Replication
 from ansible_collections.shannon.resilience.plugins.module_utils.redis_plan import Instance, Step, choose_primary, plan
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 class Cell:
@@ -208,7 +199,7 @@ class Cell:
 def run(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     try:
-        context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+        context = client_context(files_of(params))
     except ResilienceError:
         if not module.check_mode:
             raise
@@ -275,9 +266,7 @@ def main() -> None:
             "password": {"type": "str", "required": True, "no_log": True},
             "timeout": {"type": "float", "default": 3},
             "sync_timeout": {"type": "int", "default": 120},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )

@@ -59,18 +59,8 @@ options:
     description: Seconds that each instance has to be back and in line.
     type: int
     default: 120
-  ca_file:
-    description: The CA that the instances' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Says which instances are stale, and restarts none.
@@ -116,7 +106,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import wait_until
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.redis import RedisClient, RedisReplyError
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 class Host:
@@ -162,7 +153,7 @@ class Host:
 
     def _client(self, instance: dict[str, t.Any]) -> RedisClient:
         params = self._params
-        context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+        context = client_context(files_of(params))
         return RedisClient("localhost", instance["port"], params["username"], params["password"], context, 3)
 
     def _started(self, unit: str) -> float | None:
@@ -206,9 +197,7 @@ def main() -> None:
             "username": {"type": "str", "default": "monitor"},
             "password": {"type": "str", "required": True, "no_log": True},
             "timeout": {"type": "int", "default": 120},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )

@@ -82,18 +82,8 @@ options:
     description: Seconds that one member may take to answer; a call ends within twice of it.
     type: float
     default: 3
-  ca_file:
-    description: The CA that the members' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description:
@@ -161,13 +151,14 @@ from ansible_collections.shannon.resilience.plugins.module_utils.registry import
     CellRecord,
     Registry,
 )
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import files_of
 
 Records = dict[str, "CellRecord | None"]
 
 
 def connect(params: dict[str, t.Any]) -> Registry:
-    tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+    tls = files_of(params)
     return Registry.connect(params["endpoints"], tls, params["timeout"])
 
 
@@ -282,9 +273,7 @@ def main() -> None:
             "operator": {"type": "str", "default": "site.yml"},
             "overrides": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "float", "default": 3},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[
             ("state", "present", ("cells",)),

@@ -29,18 +29,8 @@ options:
     description: Seconds that one member may take to answer.
     type: float
     default: 2
-  ca_file:
-    description: The CA that the members' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; never changes anything.
@@ -124,7 +114,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.concurrently im
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient, MemberStatus
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import Registry
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import files_of
 
 
 def cluster(client: EtcdClient) -> dict[str, t.Any]:
@@ -163,16 +154,14 @@ def main() -> None:
             "endpoints": {"type": "list", "elements": "raw", "required": True},
             "history": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 2},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )
     params = module.params
     answer: dict[str, t.Any] = {"members": [], "leader": ""}
     try:
-        tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+        tls = files_of(params)
         registry = Registry.connect(params["endpoints"], tls, params["timeout"])
         calls: dict[str, t.Callable[[], t.Any]] = {
             "cluster": lambda: cluster(registry.client),

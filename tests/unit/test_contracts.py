@@ -259,3 +259,19 @@ def test_requirements_are_pinned_once_and_fit_what_is_deployed() -> None:
     server = load(ROOT / "lab" / "definition.json")["qdrant"]["npm_package"].rpartition("@")[2]
     minor = [int(version.split(".")[1]) for version in (server, wanted.qdrant_client)]
     assert abs(minor[0] - minor[1]) <= 1
+
+
+def test_the_options_of_a_certificate_are_what_their_documentation_says() -> None:
+    from ansible_collections.shannon.resilience.plugins.doc_fragments.tls import ModuleDocFragment
+    from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS
+
+    options = yaml.load(ModuleDocFragment.DOCUMENTATION, Loader=Loader)["options"]
+    assert {name: (it["type"], it["default"]) for name, it in options.items()} == {
+        name: (it["type"], it["default"]) for name, it in ARGUMENTS.items()
+    }
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_a_module_says_its_certificate_in_the_one_way(module: Path) -> None:
+    text = module.read_text()
+    assert ("**TLS_ARGUMENTS" in text) is ("  - shannon.resilience.tls\n" in text)
