@@ -159,7 +159,7 @@ class Approvals:
         def approved() -> tuple[bool, str]:
             seen[:] = [self.find(asked.cell)]
             there = seen[0]
-            if there is None or there.id != asked.id:
+            if there is None or there.id != asked.id or not there.is_for(asked):
                 return True, ""
             return bool(there.approved_by), "nobody approved it yet"
 
@@ -167,7 +167,7 @@ class Approvals:
             wait_until(approved, f"somebody else's approval of {asked.describe()}", seconds, interval)
         except WaitTimeout as exc:
             raise WaitTimeout(f"{exc}. Nothing was changed; run the same command again to ask again.") from exc
-        if seen[0] is None or seen[0].id != asked.id:
+        if seen[0] is None or seen[0].id != asked.id or not seen[0].is_for(asked):
             raise ConflictError(f"{asked.describe()} was rejected, or its time was up. Nothing was changed.")
         return seen[0]
 

@@ -126,6 +126,11 @@ def wanted(params: dict[str, t.Any]) -> list[Approval]:
     ]
 
 
+def _asked(there: Approval | None, wanted: Approval) -> Approval:
+    """The request for a move; the move itself, which nobody can approve, when there is none."""
+    return there if there is not None and there.is_for(wanted) else wanted
+
+
 def act(params: dict[str, t.Any], approvals: Approvals, check_mode: bool) -> tuple[bool, list[Approval]]:
     """Do what is wanted; whether anything changed, and the requests."""
     state = params["state"]
@@ -134,9 +139,10 @@ def act(params: dict[str, t.Any], approvals: Approvals, check_mode: bool) -> tup
         before = {one.cell: approvals.find(one.cell) for one in moves}
         if check_mode:
             return False, [before[one.cell] or one for one in moves]
-        asked = [approvals.request(one) for one in moves]
         if state == "awaited":
-            asked = [approvals.wait(one, params["wait"]) for one in asked]
+            # What was rejected since it was asked for is not asked for again.
+            return False, [approvals.wait(_asked(before[one.cell], one), params["wait"]) for one in moves]
+        asked = [approvals.request(one) for one in moves]
         return any(before[one.cell] != one for one in asked), asked
     if state == "listed":
         return False, [found for cell in params["cells"] if (found := approvals.find(cell))]

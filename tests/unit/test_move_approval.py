@@ -189,6 +189,20 @@ def test_the_module_asks_once_approves_and_waits(approvals: Approvals) -> None:
     assert module.act(params("listed"), approvals, False) == (False, [])
 
 
+def test_what_was_rejected_is_not_asked_for_again(approvals: Approvals) -> None:
+    module.act(params("requested"), approvals, False)
+    module.act(params("rejected"), approvals, False)
+    with pytest.raises(ConflictError, match="was rejected"):
+        module.act(params("awaited"), approvals, False)
+    assert approvals.find("main") is None
+
+
+def test_another_request_is_not_waited_for(approvals: Approvals) -> None:
+    approvals.request(replace(WANTED, target="c"))
+    with pytest.raises(ConflictError, match="was rejected, or its time was up"):
+        module.act(params("awaited"), approvals, False)
+
+
 @pytest.mark.parametrize("state", ["requested", "awaited", "approved", "rejected"])
 def test_the_module_changes_nothing_in_check_mode(approvals: Approvals, state: str) -> None:
     approvals.request(WANTED)
