@@ -21,6 +21,10 @@ from .registry_keys import MOVES
 MARK_TTL = 4
 
 
+class TakenOver(ConflictError):
+    """Somebody else goes on with the move."""
+
+
 class Mark:
     """Says in the registry who moves the cell, for as long as this process lives."""
 
@@ -82,12 +86,12 @@ class Mark:
     def check(self) -> None:
         """Look whether the mark is still this mover's, before it swaps the record.
 
-        :raises ConflictError: somebody took it over.
+        :raises TakenOver: somebody took it over.
         """
         found = self._client.get(self._key)
         if found is not None and found.value != self._text:
             who = mapping_of(found.value).get("operator", "somebody")
-            raise ConflictError(f"{who} took this move over: it ends here, and what {who} began goes on")
+            raise TakenOver(f"{who} took this move over: it ends here, and what {who} began goes on")
 
     def _renew(self) -> None:
         while not self._done.wait(1.0):

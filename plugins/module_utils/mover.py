@@ -15,7 +15,7 @@ import time
 import typing as t
 import uuid
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from .cell_validation import Check, document
 from .component_versions import text as version_text
@@ -24,7 +24,7 @@ from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
 from .move_approval import Approval, Approvals
 from .move_gates import FAILOVER, SWITCHOVER, TAKE_MARK, Facts, Limits, Verdict, judge, lag
-from .move_mark import Mark, mapping_of
+from .move_mark import Mark, TakenOver, mapping_of
 from .region_lease import LEASE_TTL, RegionLeases, View
 from .registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord, Registry
 from .registry_keys import EDGES, REPORTS
@@ -48,6 +48,7 @@ class Request:
     :ivar overrides: names of the rules' overrides that the operator gave.
     :ivar verify_within: seconds that the synthetic task may take, counted from the promotion.
     :ivar approval: only do what somebody else approved.
+    :ivar began: monotonic time at which the stores were looked at, when that was before the mover began.
     """
 
     cell: str
@@ -60,6 +61,7 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     verify_within: float = 30.0
     approval: bool = False
+    began: float | None = None
 
 
 class World(t.Protocol):
@@ -99,6 +101,11 @@ class Timeline:
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     phases: list[dict[str, t.Any]] = field(default_factory=list)
     _ended: set[str] = field(default_factory=set)
+
+    @classmethod
+    def since(cls, began: float) -> Timeline:
+        """One that began at a monotonic time before now."""
+        return cls(began, datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - began))
 
     def now(self) -> float:
         return round(time.monotonic() - self.started, 3)
@@ -151,7 +158,7 @@ class Mover:
         self._leases = RegionLeases(client)
         self._world = world
         self._request = request
-        self._timeline = Timeline()
+        self._timeline = Timeline() if request.began is None else Timeline.since(request.began)
         self._mark = Mark(client, request.cell, request.kind, request.target, request.operator, request.reason)
         #: Whether an earlier run swapped the record, and this one only sees it through.
         self._followed = False
@@ -188,6 +195,7 @@ class Mover:
     def _run(self) -> None:
         request = self._request
         with self._timeline.phase("detect") as phase:
+            phase.began(0.0)
             facts, verdicts = self._look()
             record = facts.record
             self._since_last_word(facts, phase)
@@ -319,6 +327,8 @@ class Mover:
             try:
                 self._hold(record)
                 return self._take(record, overrides)
+            except TakenOver:
+                raise  # clients wait for whoever goes on with it
             except ResilienceError:
                 self._let_go(record)
                 raise

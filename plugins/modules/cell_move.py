@@ -214,6 +214,7 @@ skipped_cells:
   type: dict
 """
 
+import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -278,6 +279,7 @@ def choose(
 
 def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Move the cells."""
+    began = time.monotonic()
     params = module.params
     topology = params["topology"]
     tls = files_of(params)
@@ -316,6 +318,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
             limits=limits,
             verify_within=params["verify_timeout"],
             approval=params["approval"],
+            began=began,
         )
         return lambda: Mover(client, world, request, validator).run()
 

@@ -595,6 +595,23 @@ def test_whose_mark_was_taken_over_changes_nothing_more(cluster: FakeCluster, re
     assert history(cluster) == [(1, "a", "active")]
 
 
+def test_a_switchover_that_was_taken_over_leaves_clients_waiting_for_the_other(
+    cluster: FakeCluster, record: CellRecord
+) -> None:
+    client = connect(cluster)
+
+    class Late(World):
+        def edges(self) -> list[str]:
+            move_mark.Mark(client, "main", SWITCHOVER, "b", "bob", "ada's hangs").put(take_over=True)
+            return []
+
+    with agents(cluster, "a"):
+        wait_for_lease(cluster)
+        move = run(cluster, Late(), SWITCHOVER)
+    assert "bob took this move over" in move["error"]
+    assert history(cluster)[-1] == (1, "a", "draining")
+
+
 def test_a_beat_does_not_write_over_a_mark_that_was_taken(cluster: FakeCluster, record: CellRecord) -> None:
     client = connect(cluster)
     ours, theirs = (move_mark.Mark(client, "main", FAILOVER, "b", name, "a test") for name in ("ada", "bob"))
@@ -803,6 +820,14 @@ def test_a_switchovers_decision_ends_where_clients_begin_to_wait(cluster: FakeCl
     assert move["outcome"] == "done"
     decide, hold = (next(one for one in move["phases"] if one["name"] == name) for name in ("decide", "hold"))
     assert decide["begin"] < decide["end"] <= hold["begin"]
+
+
+def test_the_look_before_the_mover_began_counts(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    with agents(cluster, "b"):
+        move = run(cluster, world, FAILOVER, began=subject.time.monotonic() - 5)
+    assert move["phases"][0]["end"] >= 5 and move["rto_seconds"] > 5
+    assert move["started_at"] < move["ended_at"]
 
 
 def test_the_versions_that_were_seen_are_told(cluster: FakeCluster, record: CellRecord) -> None:
