@@ -61,6 +61,7 @@ class Settings(_Part):
     fence_file: str = "/etc/shannon/fence.nft"
     runtime_directory: str = "/run/shannon-region-agent"
     state_directory: str = "/var/lib/shannon/region-agent"
+    postgres_directory: str = "/var/lib/shannon/postgres"
 
     @property
     def tls(self) -> TlsFiles:
