@@ -124,7 +124,7 @@ def loss(last: Marker | None, newest: Marker | None) -> dict[str, t.Any]:
 
 
 def losses(arrival: Arrival) -> dict[str, dict[str, t.Any]]:
-    """By store, what was lost, with C(last_at) and C(arrived_at), and C(note) where something is not as it should be."""
+    """By store, what was lost, with C(last_at) and C(arrived_at), and a C(note) where something is amiss."""
     found: dict[str, dict[str, t.Any]] = {}
     for store in STORES:
         last = arrival.last.stores.get(store) if arrival.last else None
@@ -148,13 +148,10 @@ def losses(arrival: Arrival) -> dict[str, dict[str, t.Any]]:
 def measure(client: EtcdClient, cell: str, epoch: int, within: float = MEASURE_WITHIN) -> dict[str, t.Any]:
     """Wait until the home of an epoch said what arrived, and compare.
 
-    :returns: C(stores) as :func:`losses` gives it, C(seconds), the longest of them, and C(text); empty when no home
-        has ever written markers.
+    :returns: C(stores) as :func:`losses` gives it, C(seconds), the longest of them, and C(text).
     :raises ResilienceError: the registry can't answer.
     """
     board = MarkerBoard(client)
-    if board.written(cell) is None:
-        return {}
     deadline = time.monotonic() + within
     while True:
         arrival = board.arrived(cell, epoch)
@@ -183,7 +180,10 @@ def exactly(client: EtcdClient, cell: str, epoch: int, own: Marker | None) -> di
         arrival = MarkerBoard(client).arrived(cell, epoch)
     except ResilienceError:
         return {}
-    found = loss(own, arrival.stores.get("postgres") if arrival else None)
+    newest = arrival.stores.get("postgres") if arrival else None
+    if newest is not None and newest.epoch > own.epoch:
+        return {}  # the region missed more than one move
+    found = loss(own, newest)
     if found["seconds"] is None:
         return {}
     return {"lost_seconds": found["seconds"], "lost_markers": found["markers"]}

@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
+from . import markers
 from .concurrently import gather, wait_until
 from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
@@ -191,6 +192,8 @@ class Mover:
         self._verify(record)
         self.move["outcome"] = DONE
         self.move["rto_seconds"] = self._rto()
+        with self._timeline.phase("measure") as phase:
+            self._measure(record, phase)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -409,6 +412,15 @@ class Mover:
         end = phases["route"]["end"] if "route" in phases else self._timeline.now()
         begin = phases["hold"]["begin"] if "hold" in phases else 0.0
         return round(end - begin, 3)
+
+    def _measure(self, record: CellRecord, phase: _Phase) -> None:
+        """Say what each store lost, by the markers; clients are served already."""
+        try:
+            measured = markers.measure(self._client, record.cell, record.epoch)
+        except ResilienceError as exc:
+            measured = {"text": f"the markers can't be read: {exc}"}
+        phase.note(str(measured.pop("text", "the old home wrote no markers")) if not measured.get("stores") else "")
+        self.move["rpo"] = {**measured, **self.move.get("rpo", {})}
 
     def _keep_report(self) -> None:
         """Leave the figures with the registry, once for each epoch: a run that only saw it through says less."""

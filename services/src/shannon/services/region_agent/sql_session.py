@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import subprocess
 import time
 import typing as t
@@ -17,9 +18,7 @@ from shannon.resilience.errors import ResilienceError
 APPLICATION = "shannon-markers"
 #: A server whose second host is gone lets a commit wait, and notices no client that left. So there must not be a second
 #: session while the first one's commit still waits.
-_EARLIER = (
-    f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}' AND pid <> pg_backend_pid()"
-)
+_EARLIER = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}' AND pid <> pg_backend_pid()"
 
 
 def psql(database: str, port: int) -> list[str]:
@@ -64,7 +63,8 @@ class Session:
         process, self._process, self._rest = self._process, None, b""
         if process is None:
             return
-        process.kill()
+        with contextlib.suppress(OSError):  # it may have ended by itself
+            os.killpg(process.pid, signal.SIGKILL)  # runuser is the parent of the psql that is meant
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what could not be sent does not matter any more
@@ -74,7 +74,12 @@ class Session:
     def _start(self) -> None:
         try:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/"
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                start_new_session=True,
             )
         except OSError as exc:
             raise ResilienceError(f"PostgreSQL of this host can't be asked: {exc}") from exc
