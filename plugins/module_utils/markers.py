@@ -168,6 +168,16 @@ def measure(client: EtcdClient, cell: str, epoch: int, within: float = MEASURE_W
     return found
 
 
+def together(bytes_said: t.Mapping[str, t.Any], measured: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What the end of the old home's WAL says, and what the markers say: the worse of the two counts."""
+    seconds = [one["seconds"] for one in (bytes_said, measured) if one.get("seconds") is not None]
+    texts = [one["text"] for one in (bytes_said, measured) if one.get("text")]
+    found = {**measured, **bytes_said, "text": "; ".join(texts)}
+    if seconds:
+        found["seconds"] = max(seconds)
+    return found
+
+
 def exactly(client: EtcdClient, cell: str, epoch: int, own: Marker | None) -> dict[str, t.Any]:
     """What PostgreSQL lost when the home of an epoch took over, by the last marker that the old one has on its disk.
 

@@ -181,6 +181,7 @@ class Mover:
         if resumed and self._serves(facts.view, record) and record.state == ACTIVE:
             self._verify(record)
             self.move["outcome"] = DONE
+            self._measure(record)
             return
         if not resumed:
             self._mark.put()
@@ -192,8 +193,7 @@ class Mover:
         self._verify(record)
         self.move["outcome"] = DONE
         self.move["rto_seconds"] = self._rto()
-        with self._timeline.phase("measure") as phase:
-            self._measure(record, phase)
+        self._measure(record)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -413,14 +413,17 @@ class Mover:
         begin = phases["hold"]["begin"] if "hold" in phases else 0.0
         return round(end - begin, 3)
 
-    def _measure(self, record: CellRecord, phase: _Phase) -> None:
+    def _measure(self, record: CellRecord) -> None:
         """Say what each store lost, by the markers; clients are served already."""
         try:
-            measured = markers.measure(self._client, record.cell, record.epoch)
+            if markers.MarkerBoard(self._client).written(record.cell) is None:
+                return
+            with self._timeline.phase("measure") as phase:
+                measured = markers.measure(self._client, record.cell, record.epoch)
+                phase.note("" if "stores" in measured else measured["text"])
+            self.move["rpo"] = markers.together(self.move.get("rpo") or {}, measured)
         except ResilienceError as exc:
-            measured = {"text": f"the markers can't be read: {exc}"}
-        phase.note(str(measured.pop("text", "the old home wrote no markers")) if not measured.get("stores") else "")
-        self.move["rpo"] = {**measured, **self.move.get("rpo", {})}
+            self.move["warning"] = f"what was lost could not be measured: {exc}"
 
     def _keep_report(self) -> None:
         """Leave the figures with the registry, once for each epoch: a run that only saw it through says less."""

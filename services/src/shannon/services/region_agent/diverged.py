@@ -125,7 +125,8 @@ class Diverged:
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
                 for table in self._ask(
                     "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
-                    " WHERE schemaname NOT IN ('pg_catalog', 'information_schema') AND tablename <> 'dr_markers' ORDER BY 1"
+                    " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+                    " AND tablename <> 'dr_markers' ORDER BY 1"
                 ):
                     # Markers are nobody's data, and there always are some.
                     theirs = f" AND t.collection <> '{COLLECTION}'" if table == "public.vector_log" else ""

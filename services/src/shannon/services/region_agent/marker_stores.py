@@ -86,10 +86,11 @@ class StoresOfRegion:
             " RETURNING seq)"
         )
         if vector is not None:
+            point = point_of(self._cell.name, vector.epoch)
             payload = json.dumps({"cell": self._cell.name, **json.loads(text_of(vector))}).replace("'", "''")
             statement += (
                 ", vector AS (INSERT INTO vector_log (collection, point_id, operation, vector, payload)"
-                f" VALUES ('{COLLECTION}', '{point_of(self._cell.name, vector.epoch)}', 'upsert', '{{1}}', '{payload}'))"
+                f" VALUES ('{COLLECTION}', '{point}', 'upsert', '{{1}}', '{payload}'))"
             )
         if self._session.ask(f"{statement} SELECT seq FROM marker") != [str(marker.seq)]:
             raise ResilienceError("PostgreSQL of this host did not take the marker")

@@ -22,7 +22,7 @@ _EARLIER = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{AP
 
 
 def psql(database: str, port: int) -> list[str]:
-    """The command: this host's PostgreSQL over the socket, as its own superuser, with bounds on the server's side too."""
+    """The command: this host's PostgreSQL over the socket, as its own superuser, bounded on its side too."""
     conninfo = (
         f"dbname={database} port={port} connect_timeout=2 application_name={APPLICATION} "
         "options='-c statement_timeout=2000 -c lock_timeout=1000'"
