@@ -277,8 +277,9 @@ def test_what_each_store_lost_is_measured_after_the_promotion(cluster: FakeClust
         if lease and lease.region == "b" and board.arrived("main", 2) is None:
             board.tell(lease, Arrival("b", 2, "b1", 110.0, written, {"postgres": new, "redis": old}))
 
+    world = lost_home(cluster, record)
     with agents(cluster, "b"), Background(say):
-        move = run(cluster, World(home_lives=False), FAILOVER)
+        move = run(cluster, world, FAILOVER)
     assert move["outcome"] == "done" and phases(move)[-1] == "measure"
     assert {store: one["seconds"] for store, one in move["rpo"]["stores"].items()} == {"postgres": 0.0, "redis": 2.0}
     assert move["rpo"]["seconds"] == 2.0 and move["rto_seconds"] < move["phases"][-1]["end"]
