@@ -37,6 +37,7 @@ class Settings(_Part):
     """Where this agent is, and whom it talks to.
 
     :ivar postgres: per region, name and address of the hosts with PostgreSQL; C(redis) and C(agents) likewise.
+    :ivar qdrant: likewise; empty where there is none, and then no markers are written for it.
     :ivar failover: C(automatic): take a cell over when its home's lease has ended; C(manual): never.
     """
 
@@ -49,12 +50,15 @@ class Settings(_Part):
     postgres: dict[str, dict[str, str]]
     redis: dict[str, dict[str, str]]
     agents: dict[str, dict[str, str]]
+    qdrant: dict[str, dict[str, str]] = Field(default_factory=dict)
+    qdrant_port: Port = 6333
     registry: list[HostPort]
     etcd: list[HostPort]
     namespace: str = "/shannon/"
     database: str = "shannon"
     patroni_password: str = Field(repr=False)
     redis_password: str = Field(repr=False)
+    qdrant_api_key: str = Field("", repr=False)
     ca_file: str = TlsFiles.ca
     cert_file: str = TlsFiles.cert
     key_file: str = TlsFiles.key

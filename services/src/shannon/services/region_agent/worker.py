@@ -16,12 +16,15 @@ from dataclasses import asdict, replace
 
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.markers import exactly, marker_of
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
 from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord
 from shannon.services.common import logs
 
 from .diverged import Diverged, Notes
 from .keeper import Keeper, Standing
+from .marker_stores import StoresOfRegion
+from .markers import Markers
 from .postgres import NOBODY as NO_UPSTREAM
 from .postgres import ORPHANED, PRIMARY, PostgresOfRegion, follows
 from .redis import RedisOfRegion
@@ -83,6 +86,7 @@ class Worker:
         state = pathlib.Path(settings.state_directory)
         self._notes = Notes(state / f"positions-{cell.name}")
         self._diverged = Diverged(settings, cell, self._notes)
+        self.markers = Markers(settings, cell, keeper, client, StoresOfRegion(settings, cell, context))
         self._word = pathlib.Path(settings.runtime_directory) / f"{cell.name}.json"
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -105,6 +109,7 @@ class Worker:
         """End after the present step."""
         self._stopping.set()
         self._wake.set()
+        self.markers.stop()
 
     def run(self) -> None:
         """Step until stopped."""
@@ -383,6 +388,7 @@ class Worker:
         permission = f"{REJOIN}{self._cell.name}/{self._settings.region}"
         try:
             facts = self._diverged.save(serving.epoch, serving.switch_lsn, end)
+            facts.update(exactly(self._client, self._cell.name, serving.epoch, marker_of(facts.get("marker"))))
         except ResilienceError as exc:
             allowed = self._client.get(permission)
             if allowed is None or allowed.value != "discard":
