@@ -20,7 +20,9 @@ DEFAULT_PATH = "/etc/shannon/region-agent.json"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A key that is not known is passed over: during an upgrade the settings may be newer than the agent that reads them,
+    # and one that refused to start would leave its host closed.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class CellSettings(_Part):
