@@ -17,6 +17,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 
+from . import markers
 from .cell_validation import Check, document
 from .component_versions import text as version_text
 from .concurrently import gather, wait_until
@@ -220,6 +221,7 @@ class Mover:
         if resumed and self._serves(facts.view, record) and record.state == ACTIVE:
             self._verify(record)
             self.move["outcome"] = DONE
+            self._measure(record)
             self._validate(record)
             return
         with self._timeline.phase("fence") as phase:
@@ -229,6 +231,7 @@ class Mover:
         self._verify(record)
         self.move["outcome"] = DONE
         self.move["rto_seconds"] = self._rto()
+        self._measure(record)
         self._validate(record)
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -504,6 +507,18 @@ class Mover:
         end = phases["route"]["end"] if "route" in phases else self._timeline.now()
         begin = phases["hold"]["begin"] if "hold" in phases else 0.0
         return round(end - begin, 3)
+
+    def _measure(self, record: CellRecord) -> None:
+        """Say what each store lost, by the markers; clients are served already."""
+        try:
+            if markers.MarkerBoard(self._client).written(record.cell) is None:
+                return
+            with self._timeline.phase("measure") as phase:
+                measured = markers.measure(self._client, record.cell, record.epoch)
+                phase.note("" if "stores" in measured else measured["text"])
+            self.move["rpo"] = markers.together(self.move.get("rpo") or {}, measured)
+        except ResilienceError as exc:
+            self.move["warning"] = f"what was lost could not be measured: {exc}"
 
     def _keep_report(self) -> None:
         """Leave the figures with the registry, once for each epoch: a run that only saw it through says less."""
