@@ -146,6 +146,14 @@ def test_rows_that_are_missing_fail(old: dict[str, t.Any], host: str, fails: boo
     assert ("rows" in failed(found)) is fails
 
 
+@pytest.mark.parametrize(("before", "fails"), [(1010, False), (1011, True)])
+def test_what_the_system_prunes_itself_may_be_gone(before: int, fails: bool) -> None:
+    table = {"rows": 10, "exact": True, "deleted": 0}
+    now = seen(facts={"b1": facts(tables={"public.vector_log": table})})
+    found = validate(EXPECTED, now, Before(facts(tables={"public.vector_log": {**table, "rows": before}})))
+    assert ("rows" in failed(found)) is fails
+
+
 def test_rows_are_only_counted_when_nobody_counted_before() -> None:
     (found,) = [check for check in validate(EXPECTED, seen()) if check.name == "rows"]
     assert found.passed and found.seen == "10 rows in 1 tables" and "nothing to compare with" in found.expected
