@@ -330,7 +330,7 @@ class EtcdClient:
 
         :raises EndpointError: it has not caught up yet.
         """
-        self._call("/cluster/member/promote", {"ID": str(member)}, tolerated=("is not a learner",))
+        self._call("/cluster/member/promote", {"ID": str(member)})
 
     def learn_given_up(self) -> list[str]:
         """Ask each member by itself which clusters were given up: a rebuilt registry says so, whoever else answers.
@@ -344,9 +344,8 @@ class EtcdClient:
         answers = gather(
             {item: lambda item=item: self._ask(item, "/kv/range", body, self.timeout) for item in self.endpoints}  # type: ignore[misc]
         )
-        found = [
-            item.key.removeprefix(KEYS) for it in answers.values() if isinstance(it, dict) for item in _key_values(it)
-        ]
+        told = [it for it in answers.values() if isinstance(it, dict)]
+        found = [item.key.removeprefix(KEYS) for it in told for item in _key_values(it)]
         try:
             return self.given_up.learn(found)
         except OSError as exc:
@@ -512,6 +511,7 @@ class EtcdClient:
             return
         cluster = _cluster_id(answer)
         if cluster and cluster in self.given_up.ids():
+            self._good = None
             raise _Unavailable(
                 endpoint,
                 f"a member of {self.name}",

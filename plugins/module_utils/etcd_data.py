@@ -43,7 +43,7 @@ class MemberConfig:
             return cls(pathlib.Path(path).read_text(encoding="utf-8"))
         except OSError as exc:
             raise ResilienceError(
-                f"the member's configuration can't be read: {exc}. Run site.yml with --tags registry on this host first."
+                f"the member's configuration can't be read: {exc}. Run site.yml with --tags registry first."
             ) from exc
 
     def value(self, key: str) -> str:
@@ -138,7 +138,7 @@ class Tools:
             raise ResilienceError(f"{' '.join(words[:3])} could not be run: {exc}") from exc
         if done.returncode:
             raise ResilienceError(
-                f"{' '.join(words[:3])} ended with {done.returncode}: {done.stderr.strip()[-800:] or done.stdout[-800:]}"
+                f"{' '.join(words[:3])} ended with {done.returncode}: {(done.stderr.strip() or done.stdout)[-800:]}"
             )
         return done.stdout
 

@@ -220,9 +220,7 @@ class Registry:
         if not reason.strip() or not operator.strip():
             raise ResilienceError(f"cell {new.cell}: a change needs a reason and an operator, for the history")
         if found is not None and new.epoch <= found.epoch:
-            raise ResilienceError(
-                f"cell {new.cell}: the epoch must grow beyond {found.epoch}, and would be {new.epoch}"
-            )
+            raise ResilienceError(f"cell {new.cell}: the epoch must exceed {found.epoch} and is {new.epoch}")
         entry = self._new_entry(new, found.home if found else None, reason, operator, (override,))
         key = CELLS + new.cell
         outcome = self.client.txn(

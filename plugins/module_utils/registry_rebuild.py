@@ -48,7 +48,7 @@ class Survey:
     :ivar regions: all regions of the topology.
     :ivar survivor_region: the survivor's own; empty on the witness.
     :ivar fenced: the regions of which the operator says that they are dead or fenced.
-    :ivar answering: of each of those regions, the hosts that accept connections to PostgreSQL or Redis, and on which port.
+    :ivar answering: of each of those regions, the hosts on which PostgreSQL or Redis answers, and on which ports.
     """
 
     survivor: str
@@ -79,7 +79,7 @@ def judge(survey: Survey) -> list[Verdict]:
 
 def standing_in_the_way(verdicts: t.Sequence[Verdict], overrides: t.Sequence[str]) -> list[Verdict]:
     """The rules that were not passed and not overridden."""
-    return [one for one in verdicts if not one.passed and one.override not in (*filter(None, overrides),)]
+    return [one for one in verdicts if not (one.passed or (one.override and one.override in overrides))]
 
 
 def _known(survey: Survey) -> Verdict:
@@ -208,13 +208,13 @@ def next_record(
         known.append((found.epoch, found.home))
     if not known:
         raise ResilienceError(
-            f"cell {cell}: neither the rebuilt registry nor any region agent knows where its home is; nothing was changed. "
+            f"cell {cell}: neither the rebuilt registry nor any region agent knows its home; nothing was changed. "
             "Restore a snapshot that has its record."
         )
     serving = sorted({word.region for word in words if word.serves})
     if len(serving) > 1:
         raise ResilienceError(
-            f"cell {cell}: the agents of regions {' and '.join(serving)} both say that they serve; nothing was changed. "
+            f"cell {cell}: the agents of regions {' and '.join(serving)} both say that they serve. "
             "Fence one of them, see docs/troubleshooting.md."
         )
     newest, home = max(known)
