@@ -145,8 +145,8 @@ class Tools:
     def rescue(self, data_dir: str, folder: str, snapshot: str, timeout: float = 60) -> int:
         """Take a snapshot of a stopped member's data, without its other members.
 
-        etcd is started on a copy of it as the only member of a cluster, which drops what was never agreed on. It
-        listens on sockets in the folder only.
+        etcd is started on a copy of it as the only member of a cluster, which drops what this member had not heard to
+        be agreed on: at most what was written within the last heartbeat. It listens on sockets in the folder only.
 
         :returns: the revision that it has.
         """

@@ -132,10 +132,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Site]:
 
 
 def rebuild(site: Site, token: str = "shannon-registry-2") -> dict[str, t.Any]:
-    port = site.ports["b1"]
     module = FakeModule(members=[{"name": "b1", "address": "127.0.0.1"}], token=token, snapshot=None,
                         instance="registry", user="")  # fmt: skip
-    assert port
     return registry_rebuild.run(t.cast("t.Any", module))
 
 
@@ -151,6 +149,9 @@ def test_broken_glass_and_the_way_back(site: Site, tmp_path: Path) -> None:
     registry = Registry(site.etcd())
     record, _made = registry.create("main", "a")
     old = next(iter(site.etcd().statuses().values())).cluster_id  # type: ignore[union-attr]
+    # A follower hears with the next heartbeat what was agreed on; what it has not heard yet it loses.
+    assert Registry(site.etcd("b1")).get("main") == record
+    time.sleep(0.5)
     site.stop("a1", "w1", kill=True)
     site.stop("b1", kill=True)
 
@@ -214,3 +215,37 @@ def test_a_member_does_not_come_back_without_a_quorum(site: Site) -> None:
     with pytest.raises(ResilienceError, match="no quorum"):
         join(site, "a1")
     assert "a1" not in site.processes
+
+
+def test_all_members_from_a_snapshot(site: Site, tmp_path: Path) -> None:
+    site.start(*NAMES)
+    site.wait(*NAMES)
+    record, _made = Registry(site.etcd()).create("main", "a")
+    snapshot = tmp_path / "registry-20270301T101500Z.db"
+    endpoint = site.endpoints("a1")[0]
+    subprocess.run(
+        ["etcdctl", "--endpoints", endpoint, "snapshot", "save", str(snapshot)], check=True, capture_output=True,
+        env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    Registry(site.etcd()).create("later", "b")
+    site.stop("w1", kill=True)
+    shutil.rmtree(tmp_path / "w1" / "data" / "member")
+    ids = set()
+    # Hosts have addresses of their own; here it is the port that tells them apart.
+    monkeypatched = registry_rebuild.peer_url
+    registry_rebuild.peer_url = lambda _template, address: site.peer(address)  # type: ignore[assignment]
+    try:
+        for name in NAMES:
+            site.current.name = name  # type: ignore[attr-defined]
+            members = [{"name": each, "address": each} for each in NAMES]
+            module = FakeModule(members=members, token="t2", snapshot=str(snapshot), instance="registry", user="")
+            done = registry_rebuild.run(t.cast("t.Any", module))
+            assert bool(done["given_up"]) == (name != "w1")
+            ids.add(done["cluster_id"])
+            (tmp_path / "work" / "t2").rename(tmp_path / "work" / f"t2-{name}")  # each host has its own
+    finally:
+        registry_rebuild.peer_url = monkeypatched
+    assert len(ids) == 1
+    site.start(*NAMES)
+    site.wait(*NAMES)
+    assert Registry(site.etcd()).records() == {"main": record}
