@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import signal
@@ -120,9 +121,11 @@ class Tools:
     :param user: the owner; empty: whoever runs this.
     """
 
-    def __init__(self, user: str = "etcd", environment: t.Mapping[str, str] | None = None) -> None:
+    def __init__(self, user: str = "etcd") -> None:
         self._as = ["runuser", "-u", user, "--"] if user else []
-        self._environment = {**os.environ, "ETCDCTL_API": "3", **(environment or {})}
+        # etcd 3.4 and before run on it only when told to.
+        arm = {"ETCD_UNSUPPORTED_ARCH": "arm64"} if platform.machine() == "aarch64" else {}
+        self._environment = {**os.environ, "ETCDCTL_API": "3", **arm}
 
     def run(self, *words: str, cwd: str = "/", timeout: float = 60) -> str:
         """What a program prints.
@@ -154,11 +157,16 @@ class Tools:
         self.run("rm", "-rf", "--", copy)
         self.run("cp", "-a", "--reflink=auto", "--", data_dir, copy, timeout=600)
         socket = "unix://client:1"
-        command = [
-            *self._as, "etcd", "--name", "rescue", "--data-dir", copy, "--force-new-cluster",
-            "--listen-client-urls", socket, "--advertise-client-urls", socket, "--listen-peer-urls", "unix://peer:1",
-            "--logger", "zap", "--log-outputs", "stderr", "--log-level", "error",
-        ]  # fmt: skip
+        # A file rather than flags: etcd 3.3 passes over settings in it that it does not know.
+        settings = pathlib.Path(folder, "rescue.yml")
+        settings.write_text(
+            f"name: rescue\ndata-dir: {copy}\nforce-new-cluster: true\n"
+            f"listen-client-urls: {socket}\nadvertise-client-urls: {socket}\nlisten-peer-urls: unix://peer:1\n"
+            "logger: zap\nlog-outputs: [stderr]\nlog-level: error\n",
+            encoding="utf-8",
+        )
+        settings.chmod(0o644)
+        command = [*self._as, "etcd", "--config-file", str(settings)]
         log = pathlib.Path(folder, "rescue.log")
         with log.open("wb") as handle:
             process = subprocess.Popen(

@@ -16,6 +16,8 @@ import typing as t
 
 #: Written by the playbooks that rebuild the registry; one cluster id a line.
 FILE = "/var/lib/shannon/registry-given-up"
+#: What the region agent of this host has heard of; the other services on the host read it.
+HEARD = "/run/shannon-region-agent/registry-given-up"
 #: What the rebuilt registry says of its predecessors: a key for each cluster id.
 KEYS = "/shannon/registry/given_up/"
 
@@ -28,7 +30,7 @@ class GivenUp:
     """
 
     def __init__(
-        self, paths: t.Sequence[str | os.PathLike[str]] = (FILE,), learned: str | os.PathLike[str] | None = None
+        self, paths: t.Sequence[str | os.PathLike[str]] = (FILE, HEARD), learned: str | os.PathLike[str] | None = None
     ) -> None:
         self._learned = None if learned is None else pathlib.Path(learned)
         self._paths = [*map(pathlib.Path, paths), *([self._learned] if self._learned else [])]

@@ -146,7 +146,7 @@ def test_two_members_are_lost_for_good(at_home: None, capsys: pytest.CaptureFixt
         figures = load.check()
     show(
         capsys,
-        f"two of three members lost: glass broken in {broke:.1f} s, region b serves {served:.0f} s after region a died; "
+        f"two of three members lost: glass broken in {broke:.1f} s, region b serves {served:.0f} s after a died",
         f"{lost} acknowledged tasks lost and reported; {figures}",
     )
 

@@ -50,6 +50,8 @@ class Agent:
         self._settings = settings = load(path)
         context = client_context(settings.tls)
         given_up = GivenUp((FILE,), pathlib.Path(settings.state_directory) / "registry-given-up")
+        self._given_up = given_up
+        self._told: frozenset[str] = frozenset()
         self._client = EtcdClient(settings.registry, context, REGISTRY_TIMEOUT, "the registry", given_up)
         self._watcher = EtcdClient(settings.registry, context, REGISTRY_TIMEOUT, "the registry", given_up)
         dcs = EtcdClient(settings.etcd, context, 2.0, name=f"etcd of region {settings.region}")
@@ -140,6 +142,19 @@ class Agent:
                 _log.warning("the registry was rebuilt: members with the cluster id %s are not believed", cluster)
         except ResilienceError as exc:
             _log.error("%s", exc)
+        ids = self._given_up.ids()
+        if ids == self._told:
+            return
+        # For the gateway and whoever else asks the registry from this host: the own note is nobody else's to read.
+        path = pathlib.Path(self._settings.runtime_directory) / "registry-given-up"
+        try:
+            fresh = path.with_suffix(".new")
+            fresh.write_text("".join(f"{one}\n" for one in sorted(ids)), encoding="utf-8")
+            os.chmod(fresh, 0o644)
+            os.replace(fresh, path)
+            self._told = ids
+        except OSError as exc:
+            _log.error("%s can't be written: %s", path, exc)
 
     def _waker(self, name: str) -> t.Callable[[], None]:
         return lambda: self.workers[name].wake() if name in self.workers else None
