@@ -186,7 +186,8 @@ def run(module: AnsibleModule, client: EtcdClient, context: t.Any) -> dict[str, 
         new = next_record(cell, found, [word for word in words if word], list(params["topology"]["regions"]))
         changed.append(cell)
         written[cell] = new if module.check_mode else raise_one(registry, cell, new, found, params)
-    for cluster in filter(None, params["given_up"]):
+    # What earlier rebuildings gave up, too: the snapshot may be older than they are.
+    for cluster in sorted({*filter(None, params["given_up"]), *GivenUp().ids()}):
         if client.get(KEYS + cluster) is None:
             changed.append(cluster)
             if not module.check_mode:
