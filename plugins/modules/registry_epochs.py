@@ -54,6 +54,12 @@ options:
     type: list
     elements: str
     default: []
+  known:
+    description:
+      - Records of the registry that was replaced, by name of the cell, each with C(home) and C(epoch), as far as it
+        still answered. Agents that do not answer may have seen these.
+    type: dict
+    default: {}
   wait:
     description: Seconds to wait for the rebuilt registry's quorum.
     type: float
@@ -110,6 +116,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.region_lease im
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import CellRecord, Registry
 from ansible_collections.shannon.resilience.plugins.module_utils.registry_rebuild import (
     REBUILT,
+    AgentWord,
     agent_word,
     next_record,
 )
@@ -183,6 +190,8 @@ def run(module: AnsibleModule, client: EtcdClient, context: t.Any) -> dict[str, 
             written[cell] = found
             continue
         words = [agent_word(host, it.get("cells", {}).get(cell, {})) for host, it in said.items()]
+        if before := params["known"].get(cell):
+            words.append(AgentWord("the registry before", "", str(before["home"]), int(before["epoch"]), False))
         new = next_record(cell, found, [word for word in words if word], list(params["topology"]["regions"]))
         changed.append(cell)
         written[cell] = new if module.check_mode else raise_one(registry, cell, new, found, params)
@@ -215,6 +224,7 @@ def main() -> None:
             "reason": {"type": "str", "required": True},
             "operator": {"type": "str", "required": True},
             "given_up": {"type": "list", "elements": "str", "default": []},
+            "known": {"type": "dict", "default": {}},
             "wait": {"type": "float", "default": 60},
             "timeout": {"type": "float", "default": 2},
         },

@@ -170,9 +170,10 @@ def test_broken_glass_and_the_way_back(site: Site, tmp_path: Path) -> None:
     topology = {"components": {"postgres": {}, "redis": {}}, "hosts": {}, "ports": {"region_agent": 1},
                 "cells": [{"name": "main"}], "regions": ["a", "b"]}  # fmt: skip
     params = {"topology": topology, "members": ["b1"], "token": "t", "override": "break_glass", "also_overridden": [],
-              "reason": "a burns", "operator": "alice", "given_up": [old], "wait": 10, "timeout": 2}  # fmt: skip
+              "reason": "a burns", "operator": "alice", "given_up": [old],
+              "known": {"main": {"home": "a", "epoch": 6}}, "wait": 10, "timeout": 2}  # fmt: skip
     raised = registry_epochs.run(t.cast("t.Any", FakeModule(**params)), site.etcd("b1"), None)
-    assert raised["records"] == {"main": {"home": "a", "epoch": 2, "state": "active"}}
+    assert raised["records"] == {"main": {"home": "a", "epoch": 7, "state": "active"}}
     assert not registry_epochs.run(t.cast("t.Any", FakeModule(**params)), site.etcd("b1"), None)["changed"]
     entry = rebuilt.history("main")[-1]
     assert (entry.overrides, entry.operator, entry.previous_home, entry.home) == (("break_glass",), "alice", "a", "a")
