@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where a cell's stores and doors are now, for service discovery: C(/shannon/endpoints/<cell>) of the registry.
 
-Only the home that holds the lease writes it, so whoever watches the key follows the cell, and what it says of the home is
-never older than the epoch beside it.
+Only the home that holds the lease writes it, so whoever watches the key follows the cell, and what it says is never
+older than the epoch beside it.
 """
 
 from __future__ import annotations

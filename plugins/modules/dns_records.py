@@ -12,8 +12,8 @@ version_added: "0.1.0"
 description:
   - Asks each name's servers what they say, and changes by dynamic update (RFC 2136), signed with a key (TSIG), what is
     different. All of a name changes in one step, and what it says is read again afterwards.
-  - All names on all servers are brought about at once, so a dead server costs one O(timeout) and keeps no other from its
-    change; then the module fails, and says of each server what is amiss.
+  - All names on all servers are brought about at once, so a dead server costs one O(timeout) and keeps no other
+    from its change; then the module fails, and says of each server what is amiss.
   - It is what the region agents do after a failover without a playbook, with the same code.
 requirements:
   - C(nsupdate) and C(dig), of Debian's package C(bind9-dnsutils), on the host that runs it.
@@ -37,7 +37,7 @@ options:
         type: int
         required: true
       values:
-        description: C(A), C(AAAA) or C(CNAME) to lists of what it says. The name gets these and no others of these kinds.
+        description: C(A), C(AAAA) or C(CNAME) to lists of what it says. The name gets these and no others.
         type: dict
         required: true
       servers:
@@ -76,7 +76,7 @@ author:
 EXAMPLES = r"""
 - name: Have the names say where the cells live
   shannon.resilience.dns_records:
-    records: "{{ routing_providers | shannon.resilience.routing_calls('rfc2136', shannon_topology, {'main': 'b'}, key) }}"
+    records: "{{ routing_providers | shannon.resilience.routing_calls('rfc2136', shannon_topology, homes, key) }}"
 """
 
 RETURN = r"""

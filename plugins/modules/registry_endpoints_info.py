@@ -10,8 +10,8 @@ module: registry_endpoints_info
 short_description: Read from the registry where each cell's stores and doors are now
 version_added: "0.1.0"
 description:
-  - Each cell's home publishes its endpoints at C(/shannon/endpoints/<cell>) when it begins to serve, when the primary moves to
-    another of its hosts, and once a minute. Clients that can watch etcd can watch that key.
+  - Each cell's home publishes its endpoints at C(/shannon/endpoints/<cell>) when it begins to serve, when the primary
+    moves to another of its hosts, and once a minute. Clients that can watch etcd can watch that key.
   - Reads through the quorum, so an answer is never an old one. Without a quorum it fails.
   - Run it on a host of the topology, as root, since only those may talk to the registry, with the host's certificate.
 options:
@@ -65,8 +65,8 @@ EXAMPLES = r"""
 RETURN = r"""
 cells:
   description:
-    - By cell, its C(epoch) and C(home); C(edges) (URLs for clients); C(gateways) (region to C(host:port)); C(postgres) and
-      C(redis), each with C(primary), C(replicas) (of the home) and C(standby) (of the other regions) as lists of
+    - By cell, its C(epoch) and C(home); C(edges) (URLs for clients); C(gateways) (region to C(host:port)); C(postgres)
+      and C(redis), each with C(primary), C(replicas) (of the home) and C(standby) (of the other regions) as lists of
       C(host:port); C(updated_at).
     - A cell whose home has not served since it was deployed is missing.
   returned: success
