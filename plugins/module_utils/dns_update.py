@@ -139,7 +139,7 @@ class DnsServer:
         if status != 0:
             said = said.replace(self._key.secret, "***")
             raise ResilienceError(
-                f"the DNS server {self} refused to update {name}: {_short(said)}. {self._remedy(said)}"
+                f"the DNS server {self} did not update {name}: {_short(said)}. {self._remedy(said)}"
             )
 
     def _remedy(self, said: str) -> str:
