@@ -138,9 +138,7 @@ class DnsServer:
         status, said = self._run(["nsupdate", "-v", "-t", str(limit)], script, self._timeout + 1.0)
         if status != 0:
             said = said.replace(self._key.secret, "***")
-            raise ResilienceError(
-                f"the DNS server {self} did not update {name}: {_short(said)}. {self._remedy(said)}"
-            )
+            raise ResilienceError(f"the DNS server {self} did not update {name}: {_short(said)}. {self._remedy(said)}")
 
     def _remedy(self, said: str) -> str:
         who = f"the key {self._key.name} ({self._key.algorithm})"

@@ -89,7 +89,7 @@ def _route53(entry: t.Mapping[str, t.Any], home: str) -> list[dict[str, t.Any]]:
     """A call for each kind of record that any region uses; those that this home does not use go first."""
     found = []
     wanted: Values = entry["regions"][home]
-    for kind in sorted(_kinds(entry), key=lambda kind: kind in wanted):
+    for kind in sorted(_kinds(entry), key=lambda kind: (kind in wanted, kind)):
         call = {"zone": entry["zone"], "record": entry["name"], "type": kind, "ttl": entry["ttl"], **entry["options"]}
         if kind in wanted:
             call.update(state="present", overwrite=True, value=wanted[kind])

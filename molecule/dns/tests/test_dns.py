@@ -46,7 +46,9 @@ def test_a_signed_update_is_taken_and_survives_a_restart(host):
     assert update(host, f"update add main.{ZONE}. 5 A 192.0.2.1").rc == 0
     assert says(host, "main") == ["192.0.2.1"]
     host.run_expect([0], "systemctl restart shannon-dns")
-    host.run_expect([0], f"for i in $(seq 50); do {DIG} +short {ZONE}. SOA | grep -q . && exit 0; sleep 0.1; done; exit 1")
+    host.run_expect(
+        [0], f"for i in $(seq 50); do {DIG} +short {ZONE}. SOA | grep -q . && exit 0; sleep 0.1; done; exit 1"
+    )
     assert says(host, "main") == ["192.0.2.1"]
     assert update(host, f"update delete main.{ZONE}. A").rc == 0
     assert says(host, "main") == []
@@ -73,7 +75,9 @@ def test_it_resolves_nothing_for_others_and_hands_out_no_zone(host):
 
 
 def test_it_may_write_nowhere_but_in_its_own_folder(host):
-    shown = host.check_output("systemctl show shannon-dns -p ProtectSystem -p NoNewPrivileges -p User -p ReadWritePaths")
+    shown = host.check_output(
+        "systemctl show shannon-dns -p ProtectSystem -p NoNewPrivileges -p User -p ReadWritePaths"
+    )
     assert "ProtectSystem=strict" in shown
     assert "NoNewPrivileges=yes" in shown
     assert "User=bind" in shown
