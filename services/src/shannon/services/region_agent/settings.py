@@ -20,8 +20,8 @@ DEFAULT_PATH = "/etc/shannon/region-agent.json"
 
 
 class _Part(BaseModel):
-    # A key that is not known is passed over: during an upgrade the settings may be newer than the agent that reads them,
-    # and one that refused to start would leave its host closed.
+    # A key that is not known is passed over: during an upgrade the settings may be newer than the agent that reads
+    # them, and one that refused to start would leave its host closed.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
