@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 
 from .cell_status import Answer, Observations
 from .concurrently import gather
+from .endpoints import read_endpoints
 from .errors import EndpointError, ResilienceError
 from .etcd import Endpoint
 from .http_client import JsonEndpoint, describe
@@ -83,7 +84,7 @@ class Probe:
                 if isinstance(answer, ResilienceError):
                     seen.records = answer
                 else:
-                    seen.records, seen.registry, seen.history = answer
+                    seen.records, seen.registry, seen.history, seen.endpoints = answer
             elif kind == "postgres":
                 seen.patroni[where, host] = answer
             elif kind == "redis":
@@ -101,12 +102,18 @@ class Probe:
     def _address(self, host: str) -> str:
         return str(self._topology["hosts"][host]["address"])
 
-    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]]]:
-        """The records (or the error that stands for them), each member's answer, and each cell's moves."""
+    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]], dict[str, t.Any]]:
+        """The records (or the error that stands for them), each member's answer, each cell's moves and endpoints."""
         port = self._topology["ports"]["registry_client"]
         names = {Endpoint(self._address(host), port): host for host in self._hosts("registry")}
         registry = Registry.connect(list(names), self._tls, self._timeout)
-        parts = gather({"records": registry.records, "statuses": registry.client.statuses, "moves": registry.moves})
+        questions: dict[str, t.Callable[[], t.Any]] = {
+            "records": registry.records,
+            "statuses": registry.client.statuses,
+            "moves": registry.moves,
+            "endpoints": lambda: read_endpoints(registry.client),
+        }
+        parts = gather(questions)
         statuses = t.cast(dict[Endpoint, t.Any], parts["statuses"])
         members: dict[str, Answer] = {
             names[endpoint]: status
@@ -118,9 +125,12 @@ class Probe:
         moves = parts["moves"]
         found = {} if isinstance(moves, ResilienceError) else t.cast("dict[str, list[t.Any]]", moves)
         history = {cell: [asdict(entry) for entry in entries] for cell, entries in found.items()}
-        if isinstance(records, ResilienceError):
-            return records, members, history
-        return {name: asdict(record) for name, record in t.cast(dict[str, t.Any], records).items()}, members, history
+        published = parts["endpoints"]
+        known = {} if isinstance(published, ResilienceError) else t.cast("dict[str, t.Any]", published)
+        endpoints = {cell: asdict(one) for cell, one in known.items()}
+        if not isinstance(records, ResilienceError):
+            records = {name: asdict(record) for name, record in t.cast("dict[str, t.Any]", records).items()}
+        return records, members, history, endpoints
 
     def _ask_patroni(self, host: str, port: int) -> t.Callable[[], Answer]:
         return Patroni(self._address(host), port, self._context, timeout=self._timeout).status

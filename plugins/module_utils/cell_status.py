@@ -34,6 +34,7 @@ class Observations:
     :ivar qdrant_versions: host to its Qdrant's version, of the peers that were asked for it.
     :ivar indexers: (region, host) to what a vector indexer says of itself (its C(GET /status)), or the error.
     :ivar history: cell to the changes of its home, the oldest first.
+    :ivar endpoints: cell to what its home published for service discovery.
     :ivar certificates: host to the end of its certificate.
     :ivar at: when it was asked.
     :ivar seconds: how long asking took.
@@ -49,6 +50,7 @@ class Observations:
     qdrant_versions: dict[str, str] = field(default_factory=dict)
     indexers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     history: dict[str, list[dict[str, t.Any]]] = field(default_factory=dict)
+    endpoints: dict[str, dict[str, t.Any]] = field(default_factory=dict)
     certificates: dict[str, datetime] = field(default_factory=dict)
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
@@ -103,6 +105,7 @@ def _cell(
         "state": str(record["state"]) if record else str(cell["state"]),
         "in_registry": record is not None,
         "moves": seen.history.get(str(cell["name"]), []),
+        "endpoints": seen.endpoints.get(str(cell["name"]), {}),
         "postgres": postgres,
         "redis": redis,
         "qdrant": qdrant,

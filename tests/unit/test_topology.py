@@ -106,3 +106,11 @@ def test_a_host_opens_only_the_ports_of_its_components() -> None:
     firewall = derive(REGIONS, CELLS, GROUPS, ADDRESSES)["firewall"]
     assert firewall["w1"] == [12379, 12380]
     assert firewall["a2"] == [2379, 2380, 5432, 6333, 6335, 6379, 8008, 8443, 26379]
+
+
+def test_a_dns_server_is_open_to_everybody_over_both_protocols() -> None:
+    derived = derive(REGIONS, CELLS, groups_with(dns=["w1"], edge=["a1"]), ADDRESSES)
+    assert derived["components"]["dns"] == {WITNESS: ["w1"]}
+    assert (derived["public"]["w1"], derived["public_udp"]["w1"]) == ([53], [53])
+    assert (derived["public"]["a1"], derived["public_udp"]["a1"]) == ([443], [])
+    assert derived["public_udp"]["b1"] == []
