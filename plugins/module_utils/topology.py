@@ -53,6 +53,7 @@ HOST_PORTS: dict[str, int] = {
     "edge_agent_metrics": 2115,
     "region_agent": 8443,
     "pgbackrest": 8432,
+    "pgbackrest_repository": 8434,
     "restic": 8433,
     "edge_https": 443,
     "edge_stats": 18405,
@@ -80,7 +81,7 @@ _HOST_OPENINGS: dict[str, tuple[str, ...]] = {
     "orchestrator": ("orchestrator", "orchestrator_admin", "orchestrator_metrics", "vector_indexer_metrics"),
     "llm_service": ("llm_service",),
     "agent_core": ("agent_core", "agent_core_metrics"),
-    "backup_repository": ("pgbackrest", "restic"),
+    "backup_repository": ("pgbackrest_repository", "restic"),
 }
 #: Ports that anybody may reach, by component.
 _PUBLIC_OPENINGS: dict[str, tuple[str, ...]] = {"edge": ("edge_https",)}
