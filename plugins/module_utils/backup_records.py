@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the registry knows of backups: each region's last run of each kind, its last good one, and its last verification.
+"""What the registry knows of backups: each region's last run and last good run of each kind, its last verification.
 
 A run is at C(/shannon/backups/<cell>/<kind>/<region>), its verification at C(.../<region>/verified); what belongs to no
 cell has C(_) in the cell's place. C(judge) compares all of it with the objectives.

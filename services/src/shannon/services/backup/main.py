@@ -179,8 +179,9 @@ def _status(runner: Runner, options: argparse.Namespace) -> int:
         return 1 if said else 0
     for line in lines:
         print(
-            f"{line['kind']:<9} {line['cell']:<8} {line['region']:<4} {line['state']:<10} age {age_in_words(line['age']):<8} "
-            f"of {age_in_words(line['rpo']):<8} verified {age_in_words(line['verified_age'])}"
+            f"{line['kind']:<9} {line['cell']:<8} {line['region']:<4} {line['state']:<10} "
+            f"age {age_in_words(line['age']):<8} of {age_in_words(line['rpo']):<8} "
+            f"verified {age_in_words(line['verified_age'])}"
         )
     for one in said:
         print(f"! {one}")
@@ -272,9 +273,8 @@ def _told(results: t.Sequence[Run | Skipped], as_json: bool) -> int:
             print(f"{one.kind} {one.cell}: skipped: {one.reason}")
         else:
             note = f" ({one.error})" if one.error else ""
-            print(
-                f"{one.kind} {one.cell}: {'good' if one.ok else 'FAILED'}, {one.id or 'nothing'}, {one.seconds:.1f} s{note}"
-            )
+            verdict = "good" if one.ok else "FAILED"
+            print(f"{one.kind} {one.cell}: {verdict}, {one.id or 'nothing'}, {one.seconds:.1f} s{note}")
     return 0 if all(isinstance(one, Skipped) or one.ok for one in results) else 1
 
 

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Figures of backups as a file in Prometheus' text format, for node_exporter's textfile collector or anything that reads it."""
+"""Figures of backups in Prometheus' text format, for node_exporter's textfile collector or whatever reads it."""
 
 from __future__ import annotations
 

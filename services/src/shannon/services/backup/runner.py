@@ -164,7 +164,8 @@ class Runner:
         if not old_enough:
             first = stamp(datetime.fromtimestamp(known[0].made_at, timezone.utc))
             raise ResilienceError(
-                f"no backup of {kind.name} in region {region}'s repository is as old as {to}; the first was made at {first}"
+                f"no backup of {kind.name} in region {region}'s repository is as old as {to}; "
+                f"the first was made at {first}"
             )
         return old_enough[-1]
 
@@ -206,9 +207,11 @@ class Runner:
         at = to if kind.name != "postgres" and to else "latest"
         found = self.choose(kind, cell, region, at)
         self._refuse_full_disk(found.bytes)
-        with self._staging(kind, cell, KEPT if keep else "") as folder:
-            with kind.sandbox(cell, found, folder, to) as sandbox:
-                yield found, sandbox
+        with (
+            self._staging(kind, cell, KEPT if keep else "") as folder,
+            kind.sandbox(cell, found, folder, to) as sandbox,
+        ):
+            yield found, sandbox
 
     def _record(
         self,
@@ -294,13 +297,13 @@ class Runner:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _refuse_full_disk(self, size: int) -> None:
-        """A repository on a full disk takes no backup, and a database beside it stops: say so before it comes to that."""
+        """A full disk takes no backup, and stops a database beside it: say so before it comes to that."""
         room = self._space(self.settings.state)
         least = room.total * self.settings.min_free_percent / 100
         if room.free - size < least:
             raise ResilienceError(
-                f"{self.settings.host}:{self.settings.state}: {room.free / 1e9:.1f} GB of {room.total / 1e9:.1f} GB are "
-                f"free, about {size / 1e9:.1f} GB are needed, and {least / 1e9:.1f} GB must stay free "
+                f"{self.settings.host}:{self.settings.state}: {room.free / 1e9:.1f} GB of {room.total / 1e9:.1f} GB "
+                f"are free, about {size / 1e9:.1f} GB are needed, and {least / 1e9:.1f} GB must stay free "
                 f"(backup_min_free_percent). Nothing was written. Make room or keep fewer backups (docs/backups.md)."
             )
 

@@ -53,7 +53,8 @@ class DumpKind(FilesKind):
         data = folder.parent / "data"
         initdb = str(Path(self.settings.postgres_bin) / "initdb") if self.settings.postgres_bin else "initdb"
         made = subprocess.run(
-            [initdb, "--pgdata", str(data), "--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--no-sync"],
+            [initdb, "--pgdata", str(data), "--username", "postgres", "--auth", "trust", "--encoding", "UTF8",
+             "--no-sync"],
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         if made.returncode:
@@ -76,6 +77,6 @@ class DumpKind(FilesKind):
                         rows += int(seen[0])
                         if int(seen[0]) != wanted_rows:
                             differences.append(
-                                f"{name}: {table} has {seen[0]} rows after the restore, {wanted_rows} when it was dumped"
+                                f"{name}: {table} has {seen[0]} rows after the restore, {wanted_rows} in the dump"
                             )
             yield Sandbox(differences, {"rows": rows}, f"psql -h {scratch.socket_directory} -p {scratch.port}")

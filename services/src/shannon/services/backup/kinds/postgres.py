@@ -186,7 +186,7 @@ class _Manifests(FilesKind):
 
 
 def replica_of(settings: Settings, cell: Cell) -> Instance:
-    """A running replica of the own region whose replay may be paused: one that nobody follows rather than the leader."""
+    """A running replica of the own region whose replay may be paused; the leader only where there is no other."""
     context = client_context(settings.tls)
     seen: dict[str, str] = {}
     followers, leaders = [], []
