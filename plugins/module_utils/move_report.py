@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 
 from .status_table import human_bytes
 
-KINDS = ("failover", "switchover", "automatic")
+KINDS = ("failover", "switchover", "automatic", "restore")
 #: Seconds before the move's start from which on a playbook's step counts as its own; the callback's file may hold the
 #: steps of earlier runs.
 LOOKBACK = 60.0
@@ -262,7 +262,9 @@ def _error(document: t.Mapping[str, t.Any]) -> list[str]:
 
 def _figures(document: t.Mapping[str, t.Any]) -> list[str]:
     notes = {
-        "RTO": "time until a task through the edge succeeded again",
+        "RTO": "time until the cell was open again"
+        if document.get("kind") == "restore"
+        else "time until a task through the edge succeeded again",
         "RPO": _text(_mapping(document.get("rpo")).get("text")) or "age of the newest write that was lost",
     }
     lines = ["<h2>Measured against the objectives</h2>", '<div class="figures">']

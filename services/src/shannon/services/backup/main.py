@@ -26,7 +26,7 @@ from shannon.services import __version__
 from . import metrics
 from .kinds import kinds
 from .kinds.base import Kind
-from .runner import Runner, Skipped, Stopped, space_of
+from .runner import Runner, Skipped, Stopped, moment, space_of
 from .settings import DEFAULT_PATH, Cell, Settings, load
 
 ALL = "all"
@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduled", action="store_true", help="let the standby region go first, skip what it stored here"
     )
 
+    run.add_argument("--since", default="", help="skip what another region's host has stored here after this time")
+
     verify = verb("verify", _verify, "restore the newest backup for a test, and compare it with its manifest")
     verify.add_argument("kind", choices=many)
     verify.add_argument("--cell", help="of this cell (default: of each)")
@@ -115,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     manifest.add_argument("--cell")
     manifest.add_argument("--to", default="latest", help="latest, a time, or backup:ID")
     manifest.add_argument("--from-region", default="")
+
+    plan = verb("plan", _plan, "say from which backup a restore would come, or why there is none; change nothing")
+    plan.add_argument("kind", choices=one)
+    plan.add_argument("--cell")
+    plan.add_argument("--to", default="latest", help="latest, a time, or backup:ID; of postgres also lsn:X or name:X")
+    plan.add_argument("--from-region", default="")
 
     sandbox = verb("sandbox", _sandbox, "restore into a scratch instance on this host; the live cell is not touched")
     sandbox.add_argument("kind", choices=one)
@@ -141,8 +149,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(runner: Runner, options: argparse.Namespace) -> int:
+    since = moment(options.since) if options.since else None
     results = [
-        runner.run(kind, cell, options.type if kind.name == "postgres" else "", options.scheduled)
+        runner.run(kind, cell, options.type if kind.name == "postgres" else "", options.scheduled, since)
         for kind, cell in _wanted(runner, options)
     ]
     _write_metrics(runner)
@@ -202,6 +211,15 @@ def _manifest(runner: Runner, options: argparse.Namespace) -> int:
         print(json.dumps(kind.fetch(cell, found, folder), indent=1, sort_keys=True))
     finally:
         _remove(folder)
+    return 0
+
+
+def _plan(runner: Runner, options: argparse.Namespace) -> int:
+    ((kind, cell),) = _wanted(runner, options, single=True)
+    found = runner.plan(kind, cell, options.from_region, options.to)
+    made_at = stamp(datetime.fromtimestamp(found.made_at, timezone.utc))
+    print(json.dumps({"ok": True, "kind": kind.name, "id": found.id, "region": found.region, "made_at": made_at,
+                      "bytes": found.bytes}))  # fmt: skip
     return 0
 
 

@@ -88,11 +88,14 @@ class Runner:
 
     # -- what an operator or a timer asks for --------------------------------------------------------------------
 
-    def run(self, kind: Kind, cell: Cell | None, type_: str = "", scheduled: bool = False) -> Run | Skipped:
+    def run(
+        self, kind: Kind, cell: Cell | None, type_: str = "", scheduled: bool = False, since: float | None = None
+    ) -> Run | Skipped:
         """Take one backup, and tell the registry.
 
         A scheduled run lets the standby region go first, and skips what that one has stored in both regions.
 
+        :param since: skip what another region's host has stored here after this time (seconds since 1970).
         :raises ResilienceError: nothing could be told to the registry, or the lock is not to be had.
         """
         name = cell.name if cell else NO_CELL
@@ -103,8 +106,10 @@ class Runner:
             self._tell_of_killed()
             if cell and (state := self._state(cell)) == "restoring":
                 return Skipped(kind.name, name, f"the cell is {state}: what it has now is not worth keeping")
-            if scheduled and not kind.each_region and (other := self._fresh_elsewhere(kind, name)):
-                return Skipped(kind.name, name, other)
+            if (scheduled or since is not None) and not kind.each_region:
+                limit = self._fresh_for(kind) if since is None else self._clock().timestamp() - since
+                if other := self._fresh_elsewhere(kind, name, limit):
+                    return Skipped(kind.name, name, other)
             return self._record(kind, name, type_, lock, lambda run: self._backup(kind, cell, type_, run))
 
     def verify(self, kind: Kind, cell: Cell | None, region: str = "") -> Run:
@@ -137,6 +142,17 @@ class Runner:
             "folder": str(into),
             "manifest": manifest,
         }
+
+    def plan(self, kind: Kind, cell: Cell | None, region: str, to: str) -> Found:
+        """From which backup a restore to a target would come.
+
+        :raises ResilienceError: the target can't be reached from what the repository has.
+        """
+        region = region or self.settings.region
+        reach = getattr(kind, "reach", None)
+        if reach is not None:
+            return t.cast(Found, reach(cell, region, to))
+        return self.choose(kind, cell, region, to)
 
     def choose(self, kind: Kind, cell: Cell | None, region: str, to: str = "latest") -> Found:
         """The newest backup in a region's repository that was there at a time, or the one of that id.
@@ -307,11 +323,14 @@ class Runner:
                 f"(backup_min_free_percent). Nothing was written. Make room or keep fewer backups (docs/backups.md)."
             )
 
-    def _fresh_elsewhere(self, kind: Kind, cell: str) -> str:
-        """Why a scheduled run has nothing to do: another region's host stored a fresh copy here, too."""
+    def _fresh_for(self, kind: Kind) -> float:
+        """Seconds for which a copy that another region's host stored here makes one's own unnecessary."""
         rpo = self.settings.objectives.get(kind.name, {}).get("rpo")
         # Half of what was promised, so that a copy which is skipped for is not overdue before the next run.
-        limit = float(rpo) / 2 if isinstance(rpo, (int, float)) else 1800.0
+        return float(rpo) / 2 if isinstance(rpo, (int, float)) else 1800.0
+
+    def _fresh_elsewhere(self, kind: Kind, cell: str, limit: float) -> str:
+        """Why a run has nothing to do: another region's host stored a fresh copy here, too."""
         for region in self.settings.regions:
             if region == self.settings.region:
                 continue

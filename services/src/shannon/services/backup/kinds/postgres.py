@@ -17,7 +17,7 @@ from shannon.resilience import postgres_manifest
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.patroni import Patroni
 from shannon.resilience.pgbackrest import PgBackRest
-from shannon.resilience.postgres_engine import PostgresEngine, RestoreTarget, target_problem
+from shannon.resilience.postgres_engine import PostgresEngine, RestoreTarget, choose_backup, parse_lsn, target_problem
 from shannon.resilience.postgres_scratch import ScratchPostgres
 from shannon.resilience.tls import client_context
 from shannon.services.common import logs
@@ -88,6 +88,20 @@ class PostgresKind:
             for one in self.engine(cell).info().backups
             if not one.error
         ]
+
+    def reach(self, cell: Cell | None, region: str, to: str) -> Found:
+        """The backup that a restore to a target starts from; the archive must reach from it to the target.
+
+        :raises ResilienceError: it does not; the text says what is in reach.
+        """
+        cell = _needed(cell)
+        known = {one.id: one for one in self.found(cell, region)}
+        info = self.engine(cell).info()
+        target = RestoreTarget.parse(to or "latest")
+        if problem := target_problem(info, target):
+            raise ResilienceError(f"{problem} Nothing was changed.")
+        chosen = choose_backup(info, target)
+        return known.get(chosen.label) or Found(chosen.label, region, chosen.ended_at, chosen.size)
 
     def fetch(self, cell: Cell | None, found: Found, into: Path) -> dict[str, t.Any]:
         """Its manifest; the files come with a restore only."""
@@ -244,8 +258,6 @@ def scratch_connector(scratch: ScratchPostgres) -> t.Callable[[str], psycopg.Con
 
 
 def _position(manifest: t.Mapping[str, t.Any]) -> int:
-    from shannon.resilience.postgres_engine import parse_lsn
-
     lsn = manifest["lsn"]
     return lsn if isinstance(lsn, int) else parse_lsn(str(lsn))
 
