@@ -28,6 +28,7 @@ from .postgres_engine import (
     BACKUP,
     KINDS,
     LATEST,
+    TIME,
     BackupInfo,
     RepositoryInfo,
     RestoreTarget,
@@ -49,9 +50,9 @@ _SEGMENT_FILE = re.compile(r"(?:^|/)([0-9A-F]{24})-[0-9a-f]{40}")
 _HISTORY_FILE = re.compile(r"(?:^|/)([0-9A-F]{8})\.history$")
 #: What an operator can do about it, by a word of the message or the number of the error.
 _REMEDIES = (
-    (("CryptoError", "cipher header", "unable to flush", "[029]", "[031]", "[095]"),
+    (("CryptoError", "cipher header", "unable to flush", "[095]"),
      "Is it the passphrase that this repository was made with (secrets backup_cipher_<region>)?"),
-    (("No space left", "[28]"), "The disk of the repository is full: look at df, and at the retention of role backup."),
+    (("No space left",), "The disk of the repository is full: look at df, and at the retention of role backup."),
     (("unable to find primary",), "Does the cell have a primary (playbooks/status.yml), and does its host answer?"),
     (("unable to find a standby", "unable to find standby"), "Does a replica of the cell run (playbooks/status.yml)?"),
     (("access denied",), "Certificates carry the host's name; tls-server-auth must list it for this stanza."),
@@ -103,9 +104,7 @@ class PgBackRest:
     def check(self) -> None:
         """Have PostgreSQL switch its WAL segment, and wait until that arrived."""
         with self._reachable() as config:
-            self._run([f"--repo={self.repo}", "check"], config) if self._one_repository() else self._run(
-                ["check"], config
-            )
+            self._run(["check"], config)  # of all repositories that the configuration has; it takes no number
 
     def backup(self, kind: str) -> BackupInfo:
         """Make one; a run that was killed is resumed by the next one of its kind."""
@@ -175,13 +174,12 @@ class PgBackRest:
         return f"{socket.gethostname()}: stanza {self.stanza}, repository {self.repo} ({self.config})"
 
     def _run(self, arguments: list[str], config: str) -> str:
-        command = [self.command, f"--config={config}", f"--stanza={self.stanza}", "--log-timestamp"]
-        command = [part for part in command if part != "--log-timestamp"] + arguments
+        command = [self.command, f"--config={config}", f"--stanza={self.stanza}", *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PGBACKREST_")}
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=environment, cwd="/", start_new_session=True,
+                errors="replace", env=environment, cwd="/", start_new_session=True,
             )  # fmt: skip
         except OSError as exc:
             raise PgBackRestError(f"{self._where()}: {self.command} can't be run: {exc}") from exc
@@ -212,9 +210,6 @@ class PgBackRest:
             return parse_config(pathlib.Path(self.config).read_text(encoding="utf-8"))
         except OSError as exc:
             raise PgBackRestError(f"{self.config} can't be read: {exc}. Role backup writes it.") from exc
-
-    def _one_repository(self) -> bool:
-        return len({name.split("-")[0] for name in self._read()["global"] if re.match(r"repo\d+-", name)}) == 1
 
     @contextlib.contextmanager
     def _reachable(self) -> t.Iterator[str]:
@@ -319,7 +314,7 @@ def target_options(target: RestoreTarget) -> list[str]:
     elif target.kind == BACKUP:
         options = ["--type=immediate", "--target-action=promote"]
     else:
-        value = format_time(parse_time(target.value)) if target.kind == "time" else target.value
+        value = format_time(parse_time(target.value)) if target.kind == TIME else target.value
         options = [f"--type={target.kind}", f"--target={value}", "--target-action=promote"]
         if target.exclusive and target.kind != "name":
             options.append("--target-exclusive")

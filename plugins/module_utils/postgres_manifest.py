@@ -65,16 +65,16 @@ def manifest(connect: Connect, databases: t.Sequence[str] = ("shannon",), pause:
             )
         if pause:
             with _paused(server):
-                for connection in connections.values():
-                    _snapshot(connection)
+                sequences = {name: _snapshot(connection) for name, connection in connections.items()}
                 lsn = str(_one(server, "SELECT pg_last_wal_replay_lsn()"))
         else:
-            for connection in connections.values():
-                _snapshot(connection)
+            sequences = {name: _snapshot(connection) for name, connection in connections.items()}
             expression = "pg_last_wal_replay_lsn()" if recovering else "pg_current_wal_insert_lsn()"
             lsn = str(_one(server, f"SELECT {expression}"))
         timeline = int(_one(server, "SELECT timeline_id FROM pg_control_checkpoint()"))
-        found = {name: _contents(connection) for name, connection in connections.items()}
+        found = {
+            name: {**_contents(connection), "sequences": sequences[name]} for name, connection in connections.items()
+        }
     return {"lsn": lsn, "timeline": timeline, "taken_at": round(time.time(), 3), "databases": found}
 
 
@@ -107,7 +107,7 @@ def compare(wanted: t.Mapping[str, t.Any], found: t.Mapping[str, t.Any]) -> list
                 f"{name}: the schema's version is {other.get('schema_version')}, not {database.get('schema_version')}"
             )
         for sequence, value in sorted(database.get("sequences", {}).items()):
-            # PostgreSQL writes sequences ahead by up to 32 values, so that a recovered one may be ahead; never behind.
+            # A recovered sequence may be ahead by the values that PostgreSQL logs in advance; never behind.
             there = other.get("sequences", {}).get(sequence)
             if value is not None and (there is None or there < value):
                 differences.append(f"{name}: the sequence {sequence} is at {there}, before {value}")
@@ -160,18 +160,17 @@ def _contents(connection: t.Any) -> dict[str, t.Any]:
     for schema, table in _rows(connection, _TABLES):
         rows, total, parity = _rows(connection, _CHECKSUM.format(table=f"{quoted(schema)}.{quoted(table)}"))[0]
         tables[f"{schema}.{table}"] = {"rows": int(rows), "checksum": f"{total}:{parity}"}
-    sequences = {
-        f"{schema}.{name}": None if value is None else int(value) for schema, name, value in _rows(connection, _SEQUENCES)
-    }
     version = None
     if "public.schema_migrations" in tables:
         version = _one(connection, "SELECT max(version) FROM public.schema_migrations")
-    return {"tables": tables, "sequences": sequences, "schema_version": None if version is None else int(version)}
+    return {"tables": tables, "schema_version": None if version is None else int(version)}
 
 
-def _snapshot(connection: t.Any) -> None:
+def _snapshot(connection: t.Any) -> dict[str, int | None]:
+    """Take the connection's snapshot; returns the values of sequences, which no snapshot covers."""
     _run(connection, "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    _one(connection, "SELECT 1")
+    rows = _rows(connection, _SEQUENCES)
+    return {f"{schema}.{name}": None if value is None else int(value) for schema, name, value in rows}
 
 
 @contextlib.contextmanager
