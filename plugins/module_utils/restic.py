@@ -119,11 +119,11 @@ _MEANINGS: tuple[tuple[str, type[ResticError], str, str], ...] = (
     ),
     (
         r"ciphertext verification failed|does not match|invalid data|contains errors|hash mismatch|is damaged"
-        r"|not referenced in any index|missing from index|pack \w+.* (?:contains|not found)|tree \w+.*not found|load.*EOF"
-        r"|not found in (?:the )?(?:index|repository)|error loading|damaged|invalid header|header length",
+        r"|not referenced in any index|missing from index|pack \w+.* (?:contains|not found)|tree \w+.*not found"
+        r"|load.*EOF|not found in (?:the )?(?:index|repository)|error loading|damaged|invalid header|header length",
         CorruptRepository,
         "the repository is damaged: what is read is not what was written",
-        "Restore from the other region's repository; look at this disk, then see docs/backup.md on mending a repository",
+        "Restore from the other region's repository; look at this disk, then mend it as docs/backup.md says",
     ),
 )
 
@@ -188,7 +188,9 @@ class Keep:
         """
         found = [(name, getattr(self, name)) for name in ("last", "hourly", "daily", "weekly", "monthly")]
         if any(number < 0 for _name, number in found) or not any(number for _name, number in found):
-            raise ResticError("a policy that keeps nothing would empty the repository: backup_restic_keep needs a number")
+            raise ResticError(
+                "a policy that keeps nothing would empty the repository: backup_restic_keep needs a number"
+            )
         return [word for name, number in found if number for word in (f"--keep-{name}", str(number))]
 
 
@@ -367,9 +369,7 @@ class Restic:
 
     # -- running restic ------------------------------------------------------------------------------------------
 
-    def _run(
-        self, words: t.Sequence[str], stdin: t.IO[bytes] | None = None, stdout: t.IO[bytes] | None = None
-    ) -> str:
+    def _run(self, words: t.Sequence[str], stdin: t.IO[bytes] | None = None, stdout: t.IO[bytes] | None = None) -> str:
         deadline = time.monotonic() + self._lock_wait
         pause = threading.Event()
         while True:
@@ -487,7 +487,9 @@ class Restic:
                 with open(path, "rb") as handle:
                     both += handle.read() + b"\n"
         except OSError as exc:
-            raise ResticError(f"cannot read the client's certificate: {exc}. Run as a user in the group shannon-tls") from exc
+            raise ResticError(
+                f"cannot read the client's certificate: {exc}. Run as a user in the group shannon-tls"
+            ) from exc
         descriptor = os.memfd_create("restic-client")
         os.write(descriptor, both)
         return [*options, "--tls-client-cert", f"/proc/self/fd/{descriptor}"], [descriptor]
