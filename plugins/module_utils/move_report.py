@@ -107,6 +107,22 @@ def render(document: t.Mapping[str, t.Any]) -> str:
     """
     title = f"{_text(document['kind']).capitalize()} of cell {_text(document['cell'])}"
     parts = [
+        *_headline(document, title),
+        *_error(document),
+        *_figures(document),
+        *_refusals(document),
+        *_timeline(document),
+        *_phase_table(document),
+        *_gate_table(document),
+        *_details(document),
+        *_versions(document),
+    ]
+    return page(title, parts)
+
+
+def page(title: str, body: t.Sequence[str]) -> str:
+    """A whole page around a body that is HTML already."""
+    parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
         "<head>",
@@ -118,15 +134,7 @@ def render(document: t.Mapping[str, t.Any]) -> str:
         f"<style>\n{_STYLE}\n</style>",
         "</head>",
         "<body>",
-        *_headline(document, title),
-        *_error(document),
-        *_figures(document),
-        *_refusals(document),
-        *_timeline(document),
-        *_phase_table(document),
-        *_gate_table(document),
-        *_details(document),
-        *_versions(document),
+        *body,
         "</body>",
         "</html>",
     ]
@@ -509,3 +517,8 @@ def _text(value: t.Any) -> str:
 def _safe(value: t.Any) -> str:
     """The same for a place in HTML, also within a quoted attribute."""
     return html.escape(_text(value), quote=True)
+
+
+#: For other reports.
+table = _table
+text_of = _text

@@ -112,8 +112,8 @@ info:
         - Whether there are any (C(enabled)), C(kinds), a line per kind, cell and region, and C(warnings), a sentence
           each.
         - A line has C(kind), C(cell), C(region), C(state) (V(good), V(failed), V(overdue), V(unverified) or
-          V(missing)), C(age) and C(rpo) in seconds, C(overdue), C(ok) (the last run), C(error), C(verified_age), C(verified_ok),
-          C(bytes), C(seconds) and C(id).
+          V(missing)), C(age) and C(rpo) in seconds, C(overdue), C(ok) (the last run), C(error), C(verified_age),
+          C(verified_ok), C(bytes), C(seconds) and C(id).
         - A backup that is overdue or failed is a warning, and no problem of a cell, which serves as well as it did.
       type: dict
     certificate:

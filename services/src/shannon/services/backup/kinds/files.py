@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 from shannon.resilience.errors import ResilienceError
-from shannon.resilience.restic import Repository, Restic
+from shannon.resilience.restic import Repository, Restic, restored_path
 from shannon.services.common import logs
 
 from ..settings import Cell, Settings
@@ -42,6 +42,8 @@ class Repositories:
             username=settings.restic_user,
             http_password=settings.secret(f"restic_http_{region}"),
             ca_file=settings.ca_file,
+            client_cert=settings.cert_file,
+            client_key=settings.key_file,
         )
         return Restic(repository, binary=settings.restic_program, cache_folder=str(settings.folder("cache") / region))
 
@@ -85,7 +87,7 @@ class Repositories:
         try:
             restic.restore(found.id, str(raw))
             (path,) = found.extra.get("paths") or ["/"]
-            source = Path(restic.restored_path(str(raw), path))
+            source = Path(restored_path(str(raw), path))
             if not source.is_dir():
                 raise ResilienceError(
                     f"the snapshot {found.id} in region {found.region}'s repository has no folder {path}; it was not "

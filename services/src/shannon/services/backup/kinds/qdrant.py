@@ -9,7 +9,7 @@ import contextlib
 import typing as t
 from pathlib import Path
 
-from shannon.resilience import qdrant_snapshot
+from shannon.resilience import qdrant_scratch, qdrant_snapshot
 from shannon.resilience.qdrant import Qdrant
 from shannon.resilience.tls import client_context
 
@@ -36,7 +36,7 @@ class QdrantKind(FilesKind):
         collections = manifest.get("collections") or {}
         return {
             "collections": len(collections),
-            "points": sum(int(one.get("points") or 0) for one in collections.values()),
+            "points": sum(_most(one.get("points")) for one in collections.values()),
             "position": manifest.get("position"),
         }
 
@@ -47,12 +47,13 @@ class QdrantKind(FilesKind):
             # A damaged file proves nothing by being loaded.
             yield Sandbox(differences, {})
             return
-        with qdrant_snapshot.start_scratch(self.settings.qdrant_program, str(folder.parent / "instance")) as peers:
+        with qdrant_scratch.scratch(str(folder.parent / "instance"), self.settings.qdrant_program) as peers:
             qdrant_snapshot.restore(peers, str(folder))
-            yield Sandbox(qdrant_snapshot.compare(_manifest(folder), peers), {})
+            yield Sandbox(qdrant_snapshot.compare(qdrant_snapshot.read_manifest(str(folder)), peers), {})
 
 
-def _manifest(folder: Path) -> dict[str, t.Any]:
-    import json
-
-    return t.cast("dict[str, t.Any]", json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+def _most(points: t.Any) -> int:
+    """A count, or the larger of the two that bracket one."""
+    if isinstance(points, (list, tuple)):
+        return max((int(one) for one in points), default=0)
+    return int(points or 0)
