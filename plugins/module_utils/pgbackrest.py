@@ -39,6 +39,7 @@ from .postgres_engine import (
     parse_time,
     ranges_of,
     segment_position,
+    target_problem,
 )
 
 COMMAND = "/usr/bin/pgbackrest"
@@ -139,9 +140,12 @@ class PgBackRest:
         """Read every file of the repository and compare checksums; what is wrong, a sentence each."""
         try:
             said = self._run([f"--repo={self.repo}", "--log-level-console=info", "verify"], self.config)
+            found = verify_problems(said)
+            # A segment that is not there at all does not trouble pgBackRest's verify.
+            gap = target_problem(self.info(), RestoreTarget())
         except PgBackRestError as exc:
             return [str(exc)]
-        return verify_problems(said)
+        return found + ([gap] if gap else [])
 
     def info(self) -> RepositoryInfo:
         """Backups, archived ranges and the timelines' branches."""
@@ -394,7 +398,9 @@ def verify_problems(said: str) -> list[str]:
 def _readable(said: str) -> str:
     """On one line, without what a file that could not be decrypted looks like."""
     said = re.sub(r"(found outside of section at line \d+): .*", r"\1", said)
-    return " ".join("".join(mark for mark in said if mark.isascii() and (mark.isprintable() or mark == "\n")).split())[:700]
+    return " ".join("".join(mark for mark in said if mark.isascii() and (mark.isprintable() or mark == "\n")).split())[
+        :700
+    ]
 
 
 def failure(where: str, arguments: t.Sequence[str], code: int, said: str) -> PgBackRestError:
