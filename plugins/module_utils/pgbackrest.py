@@ -39,6 +39,7 @@ from .postgres_engine import (
     parse_time,
     ranges_of,
     segment_position,
+    target_problem,
 )
 
 COMMAND = "/usr/bin/pgbackrest"
@@ -50,7 +51,7 @@ _SEGMENT_FILE = re.compile(r"(?:^|/)([0-9A-F]{24})-[0-9a-f]{40}")
 _HISTORY_FILE = re.compile(r"(?:^|/)([0-9A-F]{8})\.history$")
 #: What an operator can do about it, by a word of the message or the number of the error.
 _REMEDIES = (
-    (("CryptoError", "cipher header", "unable to flush", "[095]"),
+    (("CryptoError", "cipher header", "unable to flush", "[095]", "found outside of section"),
      "Is it the passphrase that this repository was made with (secrets backup_cipher_<region>)?"),
     (("No space left",), "The disk of the repository is full: look at df, and at the retention of role backup."),
     (("unable to find primary",), "Does the cell have a primary (playbooks/status.yml), and does its host answer?"),
@@ -76,7 +77,7 @@ class PgBackRest:
 
     :param stanza: the cell.
     :param config: a repository host's configuration, or that of a host of PostgreSQL.
-    :param repo: number of the repository.
+    :param repo: number of the repository; 0 is the only one that the configuration has.
     :param timeout: seconds for one command.
     :param work: folder for configurations that live as long as one command; made when missing.
     :param process_max: processes of a restore; a backup takes the configuration's.
@@ -85,11 +86,19 @@ class PgBackRest:
 
     stanza: str
     config: str = REPOSITORY_CONFIG
-    repo: int = 1
+    repo: int = 0
     timeout: float = 86400.0
     work: str = ""
     process_max: int = 2
     command: str = COMMAND
+
+    def __post_init__(self) -> None:
+        if not self.repo:
+            names = self._read()["global"]
+            numbers = sorted({int(match[1]) for name in names if (match := re.match(r"^repo(\d+)-", name))})
+            if len(numbers) != 1:
+                raise PgBackRestError(f"{self.config} has the repositories {numbers}: say which one is meant")
+            self.repo = numbers[0]
 
     def create(self) -> None:
         """Make the stanza, or find it made. A cluster that was upgraded is taken in as well."""
@@ -131,9 +140,12 @@ class PgBackRest:
         """Read every file of the repository and compare checksums; what is wrong, a sentence each."""
         try:
             said = self._run([f"--repo={self.repo}", "--log-level-console=info", "verify"], self.config)
+            found = verify_problems(said)
+            # A segment that is not there at all does not trouble pgBackRest's verify.
+            gap = target_problem(self.info(), RestoreTarget())
         except PgBackRestError as exc:
             return [str(exc)]
-        return verify_problems(said)
+        return found + ([gap] if gap else [])
 
     def info(self) -> RepositoryInfo:
         """Backups, archived ranges and the timelines' branches."""
@@ -201,7 +213,7 @@ class PgBackRest:
     def _json(self, arguments: list[str]) -> t.Any:
         said = self._run(arguments, self.config)
         try:
-            return json.loads(said)
+            return json.loads(said, strict=False)  # a message may quote a file that can't be read, byte by byte
         except ValueError as exc:
             raise PgBackRestError(f"{self._where()}: expected JSON, got {said[:200]!r}") from exc
 
@@ -376,16 +388,26 @@ def verify_problems(said: str) -> list[str]:
             found.append(re.sub(r"^.*P\d\d +\w+: *", "", line).strip())
         elif "ERROR:" in line or re.search(r"WARN:.*(checksum|missing|invalid|unable)", line):
             found.append(re.sub(r"^.*P\d\d +", "", line).strip())
-        elif re.search(r"backup: .*status: (?!valid)", line) or "status: error" in line:
+        elif re.search(r"backup: .*status: (?!valid)|INFO: .*(invalid|missing|unable)", line):
             found.append(re.sub(r"^.*P\d\d +\w+: *", "", line).strip())
+    if not found and "status: error" in said:
+        found.append("pgBackRest calls the repository damaged and says no more: is it the right passphrase?")
     return found
+
+
+def _readable(said: str) -> str:
+    """On one line, without what a file that could not be decrypted looks like."""
+    said = re.sub(r"(found outside of section at line \d+): .*", r"\1", said)
+    return " ".join("".join(mark for mark in said if mark.isascii() and (mark.isprintable() or mark == "\n")).split())[
+        :700
+    ]
 
 
 def failure(where: str, arguments: t.Sequence[str], code: int, said: str) -> PgBackRestError:
     """pgBackRest's own words, and what can be done."""
     match = _ERROR.search(said)
     number = int(match[1]) if match else int(code)
-    text = " ".join((match[2] if match else said).split())[:700] or f"it ended with {code}"
+    text = _readable(match[2] if match else said) or f"it ended with {code}"
     verb = next((part for part in arguments if not part.startswith("-")), "")
     haystack = f"[{number:03d}] {text}"
     remedy = next((advice for words, advice in _REMEDIES if any(word in haystack for word in words)), "")

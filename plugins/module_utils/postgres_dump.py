@@ -128,10 +128,8 @@ def restore(
     problems = verify(folder)
     if problems:
         raise ResilienceError(f"{folder} is not restored: {'; '.join(problems[:5])}")
-    psql = [_program("psql", bin_dir), "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "postgres"]
-    name = database.replace("'", "''")
-    statement = f"SELECT count(*) FROM pg_database WHERE datname = '{name}'"
-    if _call([*psql, "-c", statement], connection, 60.0, "psql").strip() != "0":
+    psql = _psql(bin_dir)
+    if exists(database, connection, bin_dir):
         raise ResilienceError(
             f"the database {database} is there already; restore into another name, and rename when it is right"
         )
@@ -145,6 +143,13 @@ def restore(
         # Half of a database must not be taken for one.
         _call([*psql, "-c", f"DROP DATABASE IF EXISTS {identifier} WITH (FORCE)"], connection, 120.0, "psql")
         raise
+
+
+def exists(database: str, connection: t.Mapping[str, t.Any], bin_dir: str = "") -> bool:
+    """Whether the server has a database of that name."""
+    name = database.replace("'", "''")
+    statement = f"SELECT count(*) FROM pg_database WHERE datname = '{name}'"
+    return _call([*_psql(bin_dir), "-c", statement], connection, 60.0, "psql").strip() != "0"
 
 
 def checksums(folder: pathlib.Path) -> dict[str, dict[str, t.Any]]:
@@ -172,6 +177,10 @@ def tables_of(listed: str) -> set[str]:
 
 def _program(name: str, bin_dir: str) -> str:
     return f"{bin_dir}/{name}" if bin_dir else name
+
+
+def _psql(bin_dir: str) -> list[str]:
+    return [_program("psql", bin_dir), "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", "postgres"]
 
 
 def _call(command: list[str], connection: t.Mapping[str, t.Any], timeout: float, what: str) -> str:

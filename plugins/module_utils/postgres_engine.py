@@ -40,7 +40,9 @@ def parse_lsn(text: str) -> int:
     :raises ResilienceError: it is no such thing.
     """
     if not _LSN.match(text):
-        raise ResilienceError(f"{text!r} is no position in the WAL: expected two hexadecimal numbers, as in 16/B374D848")
+        raise ResilienceError(
+            f"{text!r} is no position in the WAL: expected two hexadecimal numbers, as in 16/B374D848"
+        )
     high, _slash, low = text.partition("/")
     return (int(high, 16) << 32) + int(low, 16)
 
@@ -318,7 +320,9 @@ def _missing_wal(
             further = min((other.start_lsn for other in parts if other.start_lsn >= part.end_lsn), default=None)
             if stop is not None and part.end_lsn < stop:
                 if further is None and left is None:
-                    return f"the archive ends at {format_lsn(part.end_lsn)} (it came in at {format_time(part.ended_at)})"
+                    return (
+                        f"the archive ends at {format_lsn(part.end_lsn)} (it came in at {format_time(part.ended_at)})"
+                    )
                 return f"the archive lacks the WAL segment {segment_name(timeline, part.end_lsn)}"
             if stop is None and further is not None and not _reached(target, part):
                 return f"the archive lacks the WAL segment {segment_name(timeline, part.end_lsn)}"

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A PostgreSQL of one's own over a restored data folder: reached by a socket in a closed folder alone, and archiving nothing.
+"""A PostgreSQL of one's own over a restored data folder: reached by a socket in a closed folder alone, archiving nothing.
 
 The restored folder's own configuration is not read: it names certificates, addresses and an archive that belong to the
 cell. What recovery needs (postgresql.auto.conf) is read.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from .concurrently import wait_until
 from .errors import ResilienceError
 from .pgbackrest import RESTORE_CONFIG
-from .postgres_engine import LSN, TIME, RestoreTarget, format_time, parse_time
+from .postgres_engine import TIME, RestoreTarget, parse_time
 
 #: Parameters that a server in recovery must have at least as large as the server that wrote the WAL had.
 _AT_LEAST = {
@@ -190,7 +190,10 @@ class ScratchPostgres:
             "unix_socket_permissions": "0700",
             "hba_file": f"{self.folder}/hba.conf",
             "ident_file": f"{self.folder}/ident.conf",
-            "archive_mode": "off",
+            # A folder that is to take a cell's place has to remember what it has not archived: its new timeline's history
+            # and first segments. The command refuses them all; the cell's own takes them when it starts.
+            "archive_mode": "on" if self.fsync else "off",
+            "archive_command": "/bin/false",
             "hot_standby": "on",
             "ssl": "off",
             "shared_buffers": "128MB",
@@ -283,6 +286,3 @@ def staged_matches(control: t.Mapping[str, str], system_id: str) -> str:
     if system_id and control.get("Database system identifier") != system_id:
         return f"it belongs to another system ({control.get('Database system identifier')}, not {system_id})"
     return ""
-
-
-__all__ = ["LSN", "ScratchPostgres", "format_time", "staged_matches"]
