@@ -173,7 +173,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Keep:
-    """How many snapshots stay, of each group of host, paths and tags."""
+    """How many snapshots stay, of each group of host and tags (paths differ from run to run)."""
 
     last: int = 0
     hourly: int = 0
@@ -356,7 +356,14 @@ class Restic:
                 f"the repository {self.repository.name} is behind an append-only server, which lets nobody remove "
                 "backups. Only the prune timer of its host may forget, on the folder itself"
             )
-        words = ["forget", "--json", *keep.words(), *(["--tag", ",".join(_checked(tags))] if tags else [])]
+        words = [
+            "forget",
+            "--json",
+            "--group-by",
+            "host,tags",
+            *keep.words(),
+            *(["--tag", ",".join(_checked(tags))] if tags else []),
+        ]
         self.unlock()
         groups = _json(self._run(words), self.repository.name) or []
         if prune:
