@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A PostgreSQL of one's own over a restored data folder: reached by a socket in a closed folder alone, archiving nothing.
+"""A PostgreSQL of one's own over a restored data folder, reached by a socket in a closed folder alone, archiving nothing.
 
 The restored folder's own configuration is not read: it names certificates, addresses and an archive that belong to the
 cell. What recovery needs (postgresql.auto.conf) is read.
@@ -190,8 +190,8 @@ class ScratchPostgres:
             "unix_socket_permissions": "0700",
             "hba_file": f"{self.folder}/hba.conf",
             "ident_file": f"{self.folder}/ident.conf",
-            # A folder that is to take a cell's place has to remember what it has not archived: its new timeline's history
-            # and first segments. The command refuses them all; the cell's own takes them when it starts.
+            # A folder that is to take a cell's place has to remember what it has not archived: its new timeline's
+            # history and first segments. The command refuses them all; the cell's own takes them when it starts.
             "archive_mode": "on" if self.fsync else "off",
             "archive_command": "/bin/false",
             "hot_standby": "on",
