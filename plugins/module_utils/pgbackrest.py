@@ -139,8 +139,8 @@ class PgBackRest:
             raise PgBackRestError(f"{self._where()}: pgBackRest ended well, yet there is no new backup in its info")
         if made[-1].error:
             raise PgBackRestError(
-                f"{self._where()}: the backup {made[-1].label} has pages with wrong checksums: the data folder that was "
-                "read is damaged. Look at pgBackRest's log on this host and at PostgreSQL's, and run amcheck."
+                f"{self._where()}: the backup {made[-1].label} has pages with wrong checksums: the data folder "
+                "that was read is damaged. Look at pgBackRest's log on this host and at PostgreSQL's, and run amcheck."
             )
         return made[-1]
 

@@ -127,9 +127,7 @@ def main() -> None:
         )
     except ResilienceError as exc:
         module.fail_json(msg=str(exc))
-    module.exit_json(
-        changed=bool(done), done=done, diff={"before": "", "after": "".join(f"{line}\n" for line in done)}
-    )
+    module.exit_json(changed=bool(done), done=done, diff={"before": "", "after": "".join(f"{line}\n" for line in done)})
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ options:
     default: query
   upgrade:
     description:
-      - With O(state=present), let the repository go on with another system than the one that it has backups of, as after
-        an upgrade of PostgreSQL. A cell that was built anew to be restored into must not; it fits again once restored.
+      - With O(state=present), let the repository go on with another system than the one that it has backups of, as
+        after an upgrade of PostgreSQL. A cell that was built anew to be restored into must not; it fits again once restored.
     type: bool
     default: false
   kind:
@@ -209,9 +209,10 @@ def recover(
     """Restore and recover into a folder, once; what it became."""
     into = params["into"]
     began = time.monotonic()
+    scratch = ScratchPostgres(into, f"{into}.run", fsync=True)
+    scratch.stop_left_behind()
     backup = engine.restore(target, into, info)
     copied = time.monotonic()
-    scratch = ScratchPostgres(into, f"{into}.run", fsync=True)
     with scratch:
         scratch.recover(target, info.archive_ended_at, params["timeout"])
         lsn = scratch.query("SELECT pg_current_wal_insert_lsn()")[0][0]
