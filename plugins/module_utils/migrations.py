@@ -201,8 +201,8 @@ class Roles:
     def ensure(self, role: t.Mapping[str, t.Any], dry_run: bool = False) -> list[str]:
         """Make a role what it is declared to be; attributes that are not mentioned stay as they are.
 
-        :param role: C(name), C(password), C(member_of), C(execute) (functions with their argument types, of the database
-            that is connected to), and any of ATTRIBUTES.
+        :param role: C(name), C(password), C(member_of), C(execute) (functions of the database that is connected to,
+            with their argument types), and any of ATTRIBUTES.
         :returns: what was done (or would be), a few words each; never a password.
         """
         name = role["name"]

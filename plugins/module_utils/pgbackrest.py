@@ -44,6 +44,8 @@ from .postgres_engine import (
 
 COMMAND = "/usr/bin/pgbackrest"
 REPOSITORY_CONFIG = "/etc/pgbackrest/repository.conf"
+#: pgBackRest's number for a stanza that belongs to another PostgreSQL.
+MISMATCH = 28
 #: What is put after a data folder's path to name the configuration that its recovery reads.
 RESTORE_CONFIG = ".pgbackrest.conf"
 _ERROR = re.compile(r"ERROR: \[(\d{3})\]: (.*)", re.S)
@@ -100,15 +102,25 @@ class PgBackRest:
                 raise PgBackRestError(f"{self.config} has the repositories {numbers}: say which one is meant")
             self.repo = numbers[0]
 
-    def create(self) -> None:
-        """Make the stanza, or find it made. A cluster that was upgraded is taken in as well."""
+    def create(self, upgrade: bool = False) -> str:
+        """Make the stanza, or find it made; returns why it does not fit the cluster, empty when it does.
+
+        :param upgrade: let the repository go on with another system than the one that it has backups of.
+        """
         with self._reachable() as config:
             try:
                 self._run(["stanza-create"], config)
             except PgBackRestError as exc:
-                if exc.code != 28:  # the stanza is another PostgreSQL's: version or system changed
+                if exc.code != MISMATCH:
                     raise
+                if not upgrade:
+                    return (
+                        f"{self._where()}: the repository has the backups of another system than the cell runs now, so "
+                        "nothing is archived or backed up. Restore the cell from it (restore.yml), or, when the old "
+                        f"backups are given up, have state=present with upgrade=true: {exc}"
+                    )
                 self._run(["stanza-upgrade"], config)
+        return ""
 
     def check(self) -> None:
         """Have PostgreSQL switch its WAL segment, and wait until that arrived."""
@@ -127,8 +139,8 @@ class PgBackRest:
             raise PgBackRestError(f"{self._where()}: pgBackRest ended well, yet there is no new backup in its info")
         if made[-1].error:
             raise PgBackRestError(
-                f"{self._where()}: the backup {made[-1].label} has pages with wrong checksums: the data folder that was "
-                "read is damaged. Look at pgBackRest's log on this host and at PostgreSQL's, and run amcheck."
+                f"{self._where()}: the backup {made[-1].label} has pages with wrong checksums: the data folder "
+                "that was read is damaged. Look at pgBackRest's log on this host and at PostgreSQL's, and run amcheck."
             )
         return made[-1]
 
@@ -154,7 +166,7 @@ class PgBackRest:
         branches = {}
         for path in files:
             match = _HISTORY_FILE.search(path)
-            if match:
+            if match and path.split("/")[0] in archives_of(told, self.stanza):
                 text = self._run([f"--repo={self.repo}", "repo-get", f"archive/{self.stanza}/{path}"], self.config)
                 parent = parse_history(text)
                 if parent:
@@ -351,8 +363,11 @@ def parse_info(
         status = repository.get("status", {})
         if status.get("code") not in (0, 2):  # 2: there is no backup yet
             raise failure(f"repository {repository.get('key')}", ["info"], status.get("code", 0), status["message"])
+    numbers, archives = _one_system(entry)
     backups = []
     for backup in entry.get("backup", ()):
+        if backup.get("database", {}).get("id", 1) not in numbers:
+            continue
         timeline, start = segment_position(backup["archive"]["start"])
         _timeline, stop = segment_position(backup["archive"]["stop"])
         lsn = backup.get("lsn") or {}
@@ -374,10 +389,30 @@ def parse_info(
     segments: dict[str, float] = {}
     for path, facts in files.items():
         match = _SEGMENT_FILE.search(path)
-        if match and facts.get("type") == "file":
+        if match and facts.get("type") == "file" and path.split("/")[0] in archives:
             segments[match[1]] = float(facts.get("time", 0))
     backups.sort(key=lambda backup: backup.ended_at)
     return RepositoryInfo(tuple(backups), ranges_of(segments), dict(branches))
+
+
+def archives_of(told: t.Any, stanza: str) -> set[str]:
+    """Names of the archives that belong to the newest backup's system."""
+    entry = next((entry for entry in told if entry.get("name") == stanza), {})
+    return _one_system(entry)[1]
+
+
+def _one_system(entry: t.Mapping[str, t.Any]) -> tuple[set[int], set[str]]:
+    """Of the systems that a repository has seen, the one of the newest backup: its numbers and its archives' names.
+
+    WAL of different systems must not be taken for one; a system that came back has several numbers.
+    """
+    systems = {database["id"]: (database.get("system-id"), database["version"]) for database in entry.get("db", ())}
+    usable = [backup for backup in entry.get("backup", ()) if not backup.get("error")]
+    newest = max(usable, key=lambda backup: backup["timestamp"]["stop"], default=None)
+    number = newest.get("database", {}).get("id", 1) if newest else max(systems, default=1)
+    numbers = {other for other, system in systems.items() if system == systems.get(number)} | {number}
+    version = systems.get(number, ("", ""))[1]
+    return numbers, {f"{version}-{other}" for other in numbers}
 
 
 def verify_problems(said: str) -> list[str]:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is in a cell's databases at one exact position of the WAL, small enough to keep and to compare a restore with.
 
-A replica holds still for some milliseconds: replay is paused, a snapshot is taken in each database, the position is read,
-replay goes on. A restore to just before that position must give the very same.
+A replica holds still for some milliseconds: replay is paused, a snapshot is taken in each database, the position is
+read, replay goes on. A restore to just before that position must give the very same.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p'
 ORDER BY 1, 2
 """
 _SEQUENCES = "SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2"
-# Sum and exclusive or of a 64 bit hash of each row do not depend on the rows' order, so nothing is sorted; the sum tells
-# a row that is there twice, to which the exclusive or alone is blind.
+# Sum and exclusive or of a 64 bit hash of each row do not depend on the rows' order, so nothing is sorted; the sum
+# tells a row that is there twice, to which the exclusive or alone is blind.
 _CHECKSUM = """
 SELECT count(*), coalesce(sum(h::numeric), 0)::text, coalesce(bit_xor(h), 0)::text
 FROM (SELECT hashtextextended(shannon_row::text, 0) AS h FROM {table} AS shannon_row) AS hashes

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A PostgreSQL of one's own over a restored data folder: reached by a socket in a closed folder alone, archiving nothing.
+"""A PostgreSQL of one's own over a restored data folder, which archives nothing and has a socket in a closed folder alone.
 
 The restored folder's own configuration is not read: it names certificates, addresses and an archive that belong to the
 cell. What recovery needs (postgresql.auto.conf) is read.
@@ -78,7 +78,7 @@ class ScratchPostgres:
 
     def start(self, timeout: float = 60.0) -> None:
         """Start it and return at once when it lives; :meth:`recover` waits for what it does."""
-        self._stop_left_behind()
+        self.stop_left_behind()
         folder = pathlib.Path(self.folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -190,8 +190,8 @@ class ScratchPostgres:
             "unix_socket_permissions": "0700",
             "hba_file": f"{self.folder}/hba.conf",
             "ident_file": f"{self.folder}/ident.conf",
-            # A folder that is to take a cell's place has to remember what it has not archived: its new timeline's history
-            # and first segments. The command refuses them all; the cell's own takes them when it starts.
+            # A folder that is to take a cell's place has to remember what it has not archived: its new timeline's
+            # history and first segments. The command refuses them all; the cell's own takes them when it starts.
             "archive_mode": "on" if self.fsync else "off",
             "archive_command": "/bin/false",
             "hot_standby": "on",
@@ -251,15 +251,19 @@ class ScratchPostgres:
         telling = [line for line in lines if re.search(r"FATAL|PANIC|ERROR|HINT|LOG: +(last completed|recovery)", line)]
         return " | ".join((telling or lines)[-4:])[-900:] or "it left no log"
 
-    def _stop_left_behind(self) -> None:
-        """An instance over this very folder that a killed run left is ended."""
+    def stop_left_behind(self) -> None:
+        """End the instance over this very folder that a killed run left, and remove what says that it runs."""
         pidfile = pathlib.Path(self.data) / "postmaster.pid"
         try:
             pid = int(pidfile.read_text(encoding="utf-8").split()[0])
             command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            pidfile.unlink(missing_ok=True)  # no such process
+            return
         except (OSError, ValueError, IndexError):
             return
         if self.data.encode() not in command:
+            pidfile.unlink(missing_ok=True)  # another program has its number by now
             return
         if f"config_file={self.folder}/postgresql.conf".encode() not in command:
             raise ResilienceError(f"{self.data}: a PostgreSQL (process {pid}) that is not ours runs there")

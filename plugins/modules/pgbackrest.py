@@ -14,8 +14,8 @@ description:
     restores a data folder to a time, a position, a name or the latest, without touching the cell.
   - A restore's target is checked against backups, archived ranges and timelines before anything is written.
   - A backup or a restore that was killed is gone on with by the next run.
-  - Run it as the user that owns the repository, or, for V(query), V(restored) and V(recovered), as C(postgres) on a host
-    of PostgreSQL.
+  - Run it as the user that owns the repository, or, for V(query), V(restored) and V(recovered), as C(postgres) on a
+    host of PostgreSQL.
 requirements:
   - pgBackRest, configured by role backup
 options:
@@ -26,7 +26,8 @@ options:
   state:
     description:
       - V(query) only tells what the repository holds, and whether O(target) can be reached.
-      - V(present) has the stanza made.
+      - V(present) has the stanza made. Where the repository holds the backups of another system, RV(mismatch) says
+        so, and nothing is changed unless O(upgrade) allows it.
       - V(checked) has PostgreSQL close a WAL segment and waits until it is in the repository.
       - V(backed_up) makes a backup, unless one is there that is younger than O(max_age).
       - V(expired) removes what the retention does not keep.
@@ -38,6 +39,12 @@ options:
     type: str
     choices: [query, present, checked, backed_up, expired, verified, restored, recovered]
     default: query
+  upgrade:
+    description:
+      - With O(state=present), let the repository go on with another system than the one that it has backups of, as
+        after an upgrade of PostgreSQL. A cell that was built anew to be restored into must not; it fits again once restored.
+    type: bool
+    default: false
   kind:
     description: With O(state=backed_up), the kind of backup. The first one of a repository is full whatever is said.
     type: str
@@ -136,6 +143,10 @@ archive:
   returned: success
   type: list
   elements: dict
+mismatch:
+  description: That the repository belongs to another system than the cell runs now; empty when it fits.
+  returned: when state is present
+  type: str
 problem:
   description: Why O(target) can't be reached; empty when it can.
   returned: when state is query
@@ -198,9 +209,10 @@ def recover(
     """Restore and recover into a folder, once; what it became."""
     into = params["into"]
     began = time.monotonic()
+    scratch = ScratchPostgres(into, f"{into}.run", fsync=True)
+    scratch.stop_left_behind()
     backup = engine.restore(target, into, info)
     copied = time.monotonic()
-    scratch = ScratchPostgres(into, f"{into}.run", fsync=True)
     with scratch:
         scratch.recover(target, info.archive_ended_at, params["timeout"])
         lsn = scratch.query("SELECT pg_current_wal_insert_lsn()")[0][0]
@@ -238,6 +250,7 @@ def main() -> None:
         argument_spec={
             "stanza": {"type": "str", "required": True},
             "state": {"type": "str", "choices": states, "default": "query"},
+            "upgrade": {"type": "bool", "default": False},
             "kind": {"type": "str", "choices": ["full", "diff", "incr"], "default": "diff"},
             "max_age": {"type": "int", "default": 0},
             "target": {"type": "str", "default": "latest"},
@@ -264,7 +277,9 @@ def main() -> None:
             params["stanza"], params["config"], params["repo"], params["timeout"], params["work"], params["processes"]
         )
         if state == "present":
-            result["changed"] = present(engine, module.check_mode)
+            result["changed"], result["mismatch"] = present(engine, params["upgrade"], module.check_mode)
+            if result["mismatch"]:
+                module.warn(result["mismatch"])
             module.exit_json(**result)
         target = RestoreTarget.parse(params["target"], params["timeline"], params["label"])
         if params["exclusive"]:
@@ -311,17 +326,17 @@ def main() -> None:
     module.exit_json(**result)
 
 
-def present(engine: PgBackRest, dry_run: bool) -> bool:
-    """Have the stanza made; whether it was not there."""
+def present(engine: PgBackRest, upgrade: bool, dry_run: bool) -> tuple[bool, str]:
+    """Have the stanza made; whether it was not there, and what does not fit."""
     try:
         engine.info()
         there = True
     except ResilienceError:
         there = False
-    if not dry_run:
-        # Also where it is there: pgBackRest then compares it with the cluster, and says so when they don't match.
-        engine.create()
-    return not there
+    if dry_run:
+        return not there, ""
+    # Also where it is there: pgBackRest then compares it with the cluster.
+    return not there, engine.create(upgrade)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ module: postgres_dump
 short_description: Logical dumps of a PostgreSQL database with a manifest of checksums
 version_added: "0.1.0"
 description:
-  - Dumps one database into a folder (pg_dump's directory format and a manifest with the SHA-256 of every file), verifies
-    such a folder, and restores it into a database of another name.
+  - Dumps one database into a folder (pg_dump's directory format and a manifest with the SHA-256 of every file),
+    verifies such a folder, and restores it into a database of another name.
   - A dump appears whole or not at all. A damaged one is not restored, and a database that exists is never touched.
 options:
   path:
