@@ -361,6 +361,29 @@ def restore(
     return actions
 
 
+def empty(peers: Peers, collections: t.Sequence[str] | None = None, dry_run: bool = False) -> list[str]:
+    """Delete all points, so that the indexer fills the collections anew from vector_log; what was done.
+
+    The positions go last: a run that was killed before leaves them ahead of the log, and is seen to be undone.
+    """
+    one = first_that_answers(peers)
+    names = one.collections()
+    wanted = [name for name in _in_order(names) if collections is None or name in collections or name == POSITIONS]
+    actions = []
+    for name in wanted:
+        if count := one.count(name):
+            actions.append(f"{name}: {count} points deleted; the indexer fills it anew")
+            if not dry_run:
+                one.delete_points(name)
+    return actions
+
+
+def positions(peers: Peers) -> list[dict[str, t.Any]]:
+    """How far the indexer has come, per cell and collection; nothing when it never ran."""
+    one = first_that_answers(peers)
+    return _positions(one) if POSITIONS in one.collections() else []
+
+
 def _in_order(names: t.Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name == POSITIONS, name))
 

@@ -24,9 +24,11 @@ options:
       - V(verified) compares the cluster with the backup in O(folder), and the files with its manifest.
       - V(restored) restores collections from O(folder); without O(restore_id), those that are as in the backup are left
         alone.
-      - V(info) lists snapshots that peers keep, V(absent) deletes them.
+      - V(emptied) deletes the points of collections and all of the indexer's positions, so that the indexer fills them
+        anew from C(vector_log).
+      - V(info) lists snapshots that peers keep and the indexer's positions, V(absent) deletes such snapshots.
     type: str
-    choices: [present, verified, restored, info, absent]
+    choices: [present, verified, restored, emptied, info, absent]
     required: true
   peers:
     description: All peers of the cluster, by name, each as C(host:port).
@@ -103,6 +105,11 @@ actions:
   returned: success
   type: list
   elements: str
+positions:
+  description: The indexer's positions, per cell and collection.
+  returned: when O(state) is V(info)
+  type: list
+  elements: dict
 snapshots:
   description: Snapshots that peers keep, each with peer, collection, shard, name, size and creation_time.
   returned: when O(state) is V(info) or V(absent)
@@ -190,7 +197,11 @@ class Runner:
         return answer(bool(actions), actions, manifest=short(snapshots.read_manifest(folder)))
 
     def info(self) -> dict[str, t.Any]:
-        return answer(False, [], snapshots=self.kept())
+        return answer(False, [], snapshots=self.kept(), positions=snapshots.positions(self.peers))
+
+    def emptied(self) -> dict[str, t.Any]:
+        actions = snapshots.empty(self.peers, self.only, self.check)
+        return answer(bool(actions), actions)
 
     def absent(self) -> dict[str, t.Any]:
         kept = self.kept()
@@ -216,7 +227,7 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["present", "verified", "restored", "info", "absent"],
+                "choices": ["present", "verified", "restored", "emptied", "info", "absent"],
                 "required": True,
             },
             "peers": {"type": "dict", "required": True},
