@@ -435,16 +435,19 @@ def _wait_equal(one: Qdrant, peers: Peers, name: str, it: t.Mapping[str, t.Any],
 
 
 def _progress(folder: str, restore_id: str) -> list[str]:
-    if not restore_id:
-        return []
+    """The collections that a restore of this name has brought back."""
+    return _all_progress(folder).get(restore_id, []) if restore_id else []
+
+
+def _all_progress(folder: str) -> dict[str, list[str]]:
     try:
         with open(os.path.join(folder, PROGRESS), encoding="utf-8") as handle:
             found = json.load(handle)
     except (OSError, ValueError):
-        return []
-    return list(found["done"]) if found.get("restore_id") == restore_id else []
+        return {}
+    return {str(name): list(done) for name, done in found.items()} if isinstance(found, dict) else {}
 
 
 def _note_progress(folder: str, restore_id: str, done: list[str]) -> None:
-    content = json.dumps({"restore_id": restore_id, "done": done}).encode()
+    content = json.dumps({**_all_progress(folder), restore_id: done}).encode()
     files.write(os.path.join(folder, PROGRESS), content, 0o600)
