@@ -127,6 +127,10 @@ class Qdrant:
         """Drop a collection and its aliases; one that is not there is no error."""
         self._result("DELETE", f"/collections/{name}?timeout=60", timeout=60)
 
+    def delete_points(self, name: str, timeout: float = 600.0) -> None:
+        """Delete all points of a collection; its configuration, indexes and aliases stay."""
+        self._result("POST", f"/collections/{name}/points/delete?wait=true", {"filter": {}}, timeout=timeout)
+
     def aliases(self) -> dict[str, str]:
         """All aliases, each with its collection."""
         found = self._result("GET", "/aliases")["aliases"]

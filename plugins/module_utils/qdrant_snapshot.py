@@ -361,6 +361,29 @@ def restore(
     return actions
 
 
+def empty(peers: Peers, collections: t.Sequence[str] | None = None, dry_run: bool = False) -> list[str]:
+    """Delete all points, so that the indexer fills the collections anew from vector_log; what was done.
+
+    The positions go last: a run that was killed before leaves them ahead of the log, and is seen to be undone.
+    """
+    one = first_that_answers(peers)
+    names = one.collections()
+    wanted = [name for name in _in_order(names) if collections is None or name in collections or name == POSITIONS]
+    actions = []
+    for name in wanted:
+        if count := one.count(name):
+            actions.append(f"{name}: {count} points deleted; the indexer fills it anew")
+            if not dry_run:
+                one.delete_points(name)
+    return actions
+
+
+def positions(peers: Peers) -> list[dict[str, t.Any]]:
+    """How far the indexer has come, per cell and collection; nothing when it never ran."""
+    one = first_that_answers(peers)
+    return _positions(one) if POSITIONS in one.collections() else []
+
+
 def _in_order(names: t.Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name == POSITIONS, name))
 
@@ -412,16 +435,19 @@ def _wait_equal(one: Qdrant, peers: Peers, name: str, it: t.Mapping[str, t.Any],
 
 
 def _progress(folder: str, restore_id: str) -> list[str]:
-    if not restore_id:
-        return []
+    """The collections that a restore of this name has brought back."""
+    return _all_progress(folder).get(restore_id, []) if restore_id else []
+
+
+def _all_progress(folder: str) -> dict[str, list[str]]:
     try:
         with open(os.path.join(folder, PROGRESS), encoding="utf-8") as handle:
             found = json.load(handle)
     except (OSError, ValueError):
-        return []
-    return list(found["done"]) if found.get("restore_id") == restore_id else []
+        return {}
+    return {str(name): list(done) for name, done in found.items()} if isinstance(found, dict) else {}
 
 
 def _note_progress(folder: str, restore_id: str, done: list[str]) -> None:
-    content = json.dumps({"restore_id": restore_id, "done": done}).encode()
+    content = json.dumps({**_all_progress(folder), restore_id: done}).encode()
     files.write(os.path.join(folder, PROGRESS), content, 0o600)

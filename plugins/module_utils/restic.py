@@ -509,6 +509,7 @@ def restored_path(into: str, path: str) -> str:
 
 def brief(text: str, limit: int = 400) -> str:
     """The lines of restic's that say most: the fatal ones, else the last."""
+    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("\t", "github.com/"))]
     fatal = [line for line in lines if re.match(r"(Fatal|error|Error|pack|Pack)\b", line)]
     told = "; ".join(dict.fromkeys((fatal or lines)[-3:]))
