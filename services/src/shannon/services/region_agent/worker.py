@@ -160,12 +160,16 @@ class Worker:
         if conducts and standing.local.role != PRIMARY:
             self._promote(standing)
         primary = ""
-        # While a backup is put in place Redis' primary follows the restored copy, and must not be made one again.
-        if conducts and record.state != RESTORING:
+        if record.state == RESTORING:
+            # Redis' primary follows the restored copy for a while: nobody may take it for dead, or make it a primary.
+            if standing.local.redis is not None:
+                self.redis.watch(False)
+        elif conducts:
             primary = self.redis.be_home()
         serving = standing.view.serving
         serves = serving is not None and serving.epoch == record.epoch
-        if serves and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
+        open_to_all = serves and record.state != RESTORING
+        if open_to_all and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
             self.redis.watch(True)
         if not conducts or lease is None:
             return
