@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A cell's restore in the registry: what stands in its way, its beginning, its end, and how a killed one is known again.
+"""A cell's restore in the registry: what stands in its way, how it begins and ends, how a killed one is known again.
 
-While it lasts the cell's record says C(restoring). The history's entry of the beginning names the restore and what it puts
-in place, so that a second run goes on with the first one's work, or refuses when it was asked for something else.
+While it lasts the cell's record says C(restoring). The history's entry of the beginning names the restore and what it
+puts in place, so that a second run goes on with the first one's work, or refuses when it was asked for something else.
 """
 
 from __future__ import annotations
@@ -120,10 +120,9 @@ def begin(registry: Registry, outlook: Outlook, wanted: Wanted) -> tuple[CellRec
     reason = f"restore {outlook.id} ({what(wanted, outlook.source)}): {wanted.reason}"
     overrides = ["restore_stop_writes"] if wanted.running else []
     overrides += ["restore_anew"] if record.state == RESTORING else []
-    if record.state != RESTORING:
-        return registry.compare_and_swap(record, replace(record, state=RESTORING), reason, wanted.operator, overrides), True
-    # Within the state the history tells one restore from the other.
-    return registry.compare_and_swap(record, replace(record), reason, wanted.operator, overrides), True
+    # One that takes the place of an unfinished one has the same state; the history tells them apart.
+    closed = replace(record, state=RESTORING)
+    return registry.compare_and_swap(record, closed, reason, wanted.operator, overrides), True
 
 
 def end(registry: Registry, cell: str, restore_id: str, operator: str) -> tuple[CellRecord, bool]:

@@ -337,9 +337,9 @@ def test_a_cell_that_nobody_knows_is_not_moved(cluster: FakeCluster) -> None:
 
 @pytest.mark.parametrize("kind", [FAILOVER, SWITCHOVER])
 def test_a_cell_that_is_being_restored_is_not_moved(cluster: FakeCluster, record: CellRecord, kind: str) -> None:
-    registry = Registry(connect(cluster))
+    registry, world = Registry(connect(cluster)), lost_home(cluster, record)
     closed = registry.compare_and_swap(record, replace(record, state=RESTORING), "restore", "alice")
-    move = run(cluster, lost_home(cluster, record), kind)
+    move = run(cluster, world, kind)
     assert move["outcome"] == "refused" and "is being restored" in move["error"]
     assert registry.get("main") == closed
 
