@@ -123,7 +123,7 @@ _MEANINGS: tuple[tuple[str, type[ResticError], str, str], ...] = (
         r"|load.*EOF|not found in (?:the )?(?:index|repository)|error loading|damaged|invalid header|header length",
         CorruptRepository,
         "the repository is damaged: what is read is not what was written",
-        "Restore from the other region's repository; look at this disk, then mend it as docs/backup.md says",
+        "Restore from the other region's repository; look at this disk, then mend it as docs/backup-stores.md says",
     ),
 )
 
@@ -472,9 +472,9 @@ class Restic:
         seen = brief(text)
         if re.search(r"^Save\(.*403 Forbidden", text, re.MULTILINE):
             return RepositoryFull(
-                f"{where}: the server could not write a file whole, because its disk is full or the connection was cut, "
-                "and being append-only it refuses a second try. Give it room or keep less (backup_restic_keep) and run "
-                f"shannon-restic-prune.service there; the next run then goes on. restic said: {seen}"
+                f"{where}: the server could not write a file whole, because its disk is full or the connection was "
+                "cut, and being append-only it refuses a second try. Give it room or keep less (backup_restic_keep) and "
+                f"run shannon-restic-prune.service there; the next run then goes on. restic said: {seen}"
             )
         for pattern, error, meaning, remedy in _MEANINGS:
             if re.search(pattern, text, re.IGNORECASE):
