@@ -29,6 +29,8 @@ NOBODY = ("127.0.0.1", 1)
 #: Name of the file in the scratch instance's folder.
 FILE = "dump.rdb"
 _PID = "redis.pid"
+#: Where the folder of its socket is, for whoever has to remove it.
+_SOCKET = "socket"
 #: Longest path of a Unix socket.
 _SOCKET_PATH = 100
 
@@ -132,7 +134,7 @@ class RedisScratch:
                 self._process.wait()
             self._process = None
         if self._socket_folder:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
+            _remove_socket(self.folder)
             self._socket_folder = ""
 
     def _start(self) -> None:
@@ -143,6 +145,7 @@ class RedisScratch:
             shutil.copyfile(self._rdb, target)
         # The path of a socket is short, whatever the folder is called.
         self._socket_folder = tempfile.mkdtemp(prefix="shannon-redis-", dir=_short_folder())
+        os.symlink(self._socket_folder, os.path.join(self.folder, _SOCKET))
         if self._user is not None:
             for path in (self.folder, target, self._socket_folder):
                 os.chown(path, *self._user)
@@ -245,6 +248,7 @@ def server_version(server: str) -> tuple[int, ...]:
 
 def end_left_behind(folder: str) -> bool:
     """End a scratch instance that a killed run left in this folder; whether there was one."""
+    _remove_socket(folder)
     path = os.path.join(folder, _PID)
     try:
         with open(path, encoding="ascii") as handle:
@@ -263,6 +267,15 @@ def end_left_behind(folder: str) -> bool:
     if os.path.exists(f"/proc/{pid}/cwd"):
         os.kill(pid, signal.SIGKILL)
     return True
+
+
+def _remove_socket(folder: str) -> None:
+    link = os.path.join(folder, _SOCKET)
+    with contextlib.suppress(OSError):
+        target = os.readlink(link)
+        if os.path.basename(target).startswith("shannon-redis-"):
+            shutil.rmtree(target, ignore_errors=True)
+        os.unlink(link)
 
 
 def _short_folder() -> str:

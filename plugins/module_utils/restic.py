@@ -123,7 +123,7 @@ _MEANINGS: tuple[tuple[str, type[ResticError], str, str], ...] = (
         r"|load.*EOF|not found in (?:the )?(?:index|repository)|error loading|damaged|invalid header|header length",
         CorruptRepository,
         "the repository is damaged: what is read is not what was written",
-        "Restore from the other region's repository; look at this disk, then mend it as docs/backup.md says",
+        "Restore from the other region's repository; look at this disk, then mend it as docs/backup-stores.md says",
     ),
 )
 
@@ -233,10 +233,16 @@ class Retries:
         self._since: dict[str, float] = {}
 
     def hopeless(self, line: str) -> bool:
-        """Whether this line of restic's says that it has tried the same thing for too long."""
+        """Whether this line of restic's says that it has tried the same thing for too long, or for nothing.
+
+        What an append-only server refuses once it refuses always: rclone keeps the beginning of a file that it could
+        not write whole, and lets nobody replace it. The next run writes other files.
+        """
         found = _RETRY.match(line)
         if not found:
             return False
+        if "403 Forbidden" in line:
+            return True
         now = self._clock()
         return now - self._since.setdefault(found.group(1), now) >= self._patience
 
@@ -464,6 +470,12 @@ class Restic:
             text = text.replace(secret, "***")
         where = f"restic {verb}, repository {self.repository.name} ({self.repository.url})"
         seen = brief(text)
+        if re.search(r"^Save\(.*403 Forbidden", text, re.MULTILINE):
+            return RepositoryFull(
+                f"{where}: the server could not write a file whole, because its disk is full or the connection was "
+                "cut, and being append-only it refuses a second try. Give it room or keep less (backup_restic_keep) and "
+                f"run shannon-restic-prune.service there; the next run then goes on. restic said: {seen}"
+            )
         for pattern, error, meaning, remedy in _MEANINGS:
             if re.search(pattern, text, re.IGNORECASE):
                 return error(f"{where}: {meaning}. {remedy}. restic said: {seen}")
