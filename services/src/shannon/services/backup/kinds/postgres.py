@@ -46,7 +46,10 @@ class PostgresKind:
 
     def engine(self, cell: Cell) -> PostgresEngine:
         """What makes and restores the backups; another engine would take its place here."""
-        return PgBackRest(cell.name, config=self._settings.pgbackrest_config, process_max=self._settings.jobs)
+        settings = self._settings
+        return PgBackRest(
+            cell.name, config=settings.pgbackrest_config, work=settings.runtime, process_max=settings.jobs
+        )
 
     def backup(self, cell: Cell | None, type_: str, staging: Path) -> Made:
         cell = _needed(cell)
