@@ -12,6 +12,7 @@ import typing as t
 from dataclasses import asdict
 from datetime import datetime, timezone
 
+from .backup_records import BackupRecords
 from .cell_status import Answer, Observations
 from .concurrently import gather
 from .errors import EndpointError, ResilienceError
@@ -83,7 +84,7 @@ class Probe:
                 if isinstance(answer, ResilienceError):
                     seen.records = answer
                 else:
-                    seen.records, seen.registry, seen.history = answer
+                    seen.records, seen.registry, seen.history, seen.backups = answer
             elif kind == "postgres":
                 seen.patroni[where, host] = answer
             elif kind == "redis":
@@ -101,12 +102,20 @@ class Probe:
     def _address(self, host: str) -> str:
         return str(self._topology["hosts"][host]["address"])
 
-    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]]]:
-        """The records (or the error that stands for them), each member's answer, and each cell's moves."""
+    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]], t.Any]:
+        """The records (or the error that stands for them), each member's answer, each cell's moves, and the backups."""
         port = self._topology["ports"]["registry_client"]
         names = {Endpoint(self._address(host), port): host for host in self._hosts("registry")}
         registry = Registry.connect(list(names), self._tls, self._timeout)
-        parts = gather({"records": registry.records, "statuses": registry.client.statuses, "moves": registry.moves})
+        backups = BackupRecords(registry.client)
+        parts = gather(
+            {
+                "records": registry.records,
+                "statuses": registry.client.statuses,
+                "moves": registry.moves,
+                "backups": backups.everything,
+            }
+        )
         statuses = t.cast(dict[Endpoint, t.Any], parts["statuses"])
         members: dict[str, Answer] = {
             names[endpoint]: status if isinstance(status, ResilienceError) else {"leader": status.is_leader}
@@ -117,8 +126,9 @@ class Probe:
         found = {} if isinstance(moves, ResilienceError) else t.cast("dict[str, list[t.Any]]", moves)
         history = {cell: [asdict(entry) for entry in entries] for cell, entries in found.items()}
         if isinstance(records, ResilienceError):
-            return records, members, history
-        return {name: asdict(record) for name, record in t.cast(dict[str, t.Any], records).items()}, members, history
+            return records, members, history, parts["backups"]
+        known = {name: asdict(record) for name, record in t.cast(dict[str, t.Any], records).items()}
+        return known, members, history, parts["backups"]
 
     def _ask_patroni(self, host: str, port: int) -> t.Callable[[], Answer]:
         return Patroni(self._address(host), port, self._context, timeout=self._timeout).status

@@ -23,7 +23,7 @@ from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
 from .move_gates import FAILOVER, SWITCHOVER, Facts, Limits, Verdict, judge, lag
 from .region_lease import LEASE_TTL, RegionLeases, View
-from .registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord, Registry
+from .registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord, Registry
 from .smoke import Client, word_of
 
 MOVES = "/shannon/moves/"
@@ -200,6 +200,11 @@ class Mover:
         if view.record is None:
             raise ResilienceError(
                 f"the registry does not know the cell {request.cell}; run site.yml with --tags registry first"
+            )
+        if view.record.state == RESTORING:
+            raise ResilienceError(
+                f"the cell {request.cell} is being restored from a backup ({view.record.describe()}); nothing was "
+                "changed. Let restore.yml finish, or run it again with the same options if it was interrupted."
             )
         asked: dict[str, t.Callable[[], t.Any]] = {
             "info": self._world.info,

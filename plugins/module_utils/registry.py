@@ -32,6 +32,9 @@ DRAINING = "draining"
 ENTERING = "entering"
 #: Likewise after a failover: what did not come is lost.
 TAKING_OVER = "taking_over"
+#: An operator puts a backup in place of what the cell had: it serves nobody, it does not move, and no agent makes it
+#: active; restore.yml does, when all is validated.
+RESTORING = "restoring"
 #: States in which clients wait.
 HELD_STATES = (DRAINING, ENTERING, TAKING_OVER)
 

@@ -34,7 +34,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.region_lease im
     RegionLeases,
     Serving,
 )
-from ansible_collections.shannon.resilience.plugins.module_utils.registry import CellRecord, Registry
+from ansible_collections.shannon.resilience.plugins.module_utils.registry import RESTORING, CellRecord, Registry
 from ansible_collections.shannon.resilience.plugins.module_utils.smoke import Client
 
 #: How much faster the mover's clock runs here.
@@ -333,6 +333,15 @@ def test_a_cell_that_nobody_knows_is_not_moved(cluster: FakeCluster) -> None:
     move = run(cluster, World(), FAILOVER)
     assert move["outcome"] == "refused"
     assert "does not know the cell main" in move["error"]
+
+
+@pytest.mark.parametrize("kind", [FAILOVER, SWITCHOVER])
+def test_a_cell_that_is_being_restored_is_not_moved(cluster: FakeCluster, record: CellRecord, kind: str) -> None:
+    registry, world = Registry(connect(cluster)), lost_home(cluster, record)
+    closed = registry.compare_and_swap(record, replace(record, state=RESTORING), "restore", "alice")
+    move = run(cluster, world, kind)
+    assert move["outcome"] == "refused" and "is being restored" in move["error"]
+    assert registry.get("main") == closed
 
 
 def test_without_a_quorum_nothing_is_done(cluster: FakeCluster, record: CellRecord) -> None:

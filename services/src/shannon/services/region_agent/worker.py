@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
-from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord
+from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord
 from shannon.services.common import logs
 
 from .diverged import Diverged, Notes
@@ -160,11 +160,16 @@ class Worker:
         if conducts and standing.local.role != PRIMARY:
             self._promote(standing)
         primary = ""
-        if conducts:
+        if record.state == RESTORING:
+            # Redis' primary follows the restored copy for a while: nobody may take it for dead, or make it a primary.
+            if standing.local.redis is not None:
+                self.redis.watch(False)
+        elif conducts:
             primary = self.redis.be_home()
         serving = standing.view.serving
         serves = serving is not None and serving.epoch == record.epoch
-        if serves and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
+        open_to_all = serves and record.state != RESTORING
+        if open_to_all and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
             self.redis.watch(True)
         if not conducts or lease is None:
             return
@@ -237,7 +242,7 @@ class Worker:
 
     def _let_in(self, record: CellRecord) -> None:
         """Have the edges let go of the requests that wait for this region."""
-        if record.state != ACTIVE:
+        if record.state not in (ACTIVE, RESTORING):
             operator = f"region agent of {self._settings.host}"
             new = replace(record, state=ACTIVE)
             self._keeper.registry.compare_and_swap(record, new, f"region {record.home} serves", operator)
