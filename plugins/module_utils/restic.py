@@ -473,8 +473,8 @@ class Restic:
         if re.search(r"^Save\(.*403 Forbidden", text, re.MULTILINE):
             return RepositoryFull(
                 f"{where}: the server could not write a file whole, because its disk is full or the connection was "
-                "cut, and being append-only it refuses a second try. Give it room or keep less (backup_restic_keep) and "
-                f"run shannon-restic-prune.service there; the next run then goes on. restic said: {seen}"
+                "cut, and being append-only it refuses a second try. Give it room or keep less (backup_restic_keep) "
+                f"and run shannon-restic-prune.service there; the next run then goes on. restic said: {seen}"
             )
         for pattern, error, meaning, remedy in _MEANINGS:
             if re.search(pattern, text, re.IGNORECASE):

@@ -266,7 +266,7 @@ class Runner:
         os.makedirs(self.params["scratch_folder"], mode=0o711, exist_ok=True)
         actions = restore.run(folder, manifest)
         if self.params["replicas"]:
-            restores.wait_replicas(self.client, self.params["replicas"], self.params["timeout"])
+            restores.wait_replicas(self.client, self.params["replicas"], min(self.params["timeout"], 600))
             actions.append(f"{self.params['replicas']} replicas have it, too")
         restores.note_restored(self.mark(), restore_id, manifest)
         return answer(True, actions, manifest=manifest)
