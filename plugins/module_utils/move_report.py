@@ -113,6 +113,7 @@ def render(document: t.Mapping[str, t.Any]) -> str:
         *_refusals(document),
         *_timeline(document),
         *_phase_table(document),
+        *_store_table(document),
         *_gate_table(document),
         *_details(document),
         *_versions(document),
@@ -411,6 +412,27 @@ def _phase_table(document: t.Mapping[str, t.Any]) -> list[str]:
             ]
         )
     return _table("Phases", ("phase", "#begin", "#end", "#took", "note"), rows)
+
+
+def _store_table(document: t.Mapping[str, t.Any]) -> list[str]:
+    """What each store lost, against what its component may."""
+    components = _mapping(_mapping(document.get("objectives")).get("components"))
+    rows = []
+    for store, one in _mapping(_mapping(document.get("rpo")).get("stores")).items():
+        lost, target = number(_mapping(one).get("seconds")), number(_mapping(components.get(store)).get("rpo"))
+        met = None if lost is None or target is None else lost <= target
+        word, look = {True: ("met", "good"), False: ("missed", "bad")}.get(met, ("no verdict", "warn"))
+        rows.append(
+            [
+                _safe(store),
+                "not known" if lost is None else _seconds(lost),
+                _safe(_mapping(one).get("markers")) or "-",
+                "-" if target is None else _seconds(target),
+                f'<span class="{look}">{word}</span>',
+                _safe(_mapping(one).get("note")),
+            ]
+        )
+    return _table("Lost, by store", ("store", "#seconds", "#markers", "#objective", "verdict", "note"), rows)
 
 
 def _gate_table(document: t.Mapping[str, t.Any]) -> list[str]:

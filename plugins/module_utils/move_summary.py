@@ -38,11 +38,22 @@ def render(move: t.Mapping[str, t.Any]) -> list[str]:
         lines.append(f"  lag before: {lag['bytes']} bytes" + ("" if seconds is None else f", {seconds:.1f} s"))
     if move.get("rto_seconds") is not None:
         lines.append(f"  RTO: {move['rto_seconds']:.1f} s until the first task was taken through the edge")
+    rpo = move.get("rpo") or {}
+    lost = [_lost(store, one) for store, one in (rpo.get("stores") or {}).items()]
+    if lost:
+        lines.append(f"  lost, by the markers that arrived (known to a second): {', '.join(lost)}")
     if move.get("overrides"):
         lines.append(f"  overridden: {', '.join(move['overrides'])}")
     if move.get("error"):
         lines += [f"  {line}" for line in str(move["error"]).splitlines()]
     return lines
+
+
+def _lost(store: str, one: t.Mapping[str, t.Any]) -> str:
+    note = f" ({one['note']})" if one.get("note") else ""
+    if one.get("seconds") is None:
+        return f"{store} not known{note}"
+    return f"{store} {one['seconds']:.1f} s, {one['markers']} markers{note}"
 
 
 def _headline(move: t.Mapping[str, t.Any]) -> str:

@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
+from . import markers
 from .concurrently import gather, wait_until
 from .errors import ConflictError, ResilienceError, WaitTimeout
 from .etcd import EtcdClient, put_op, when_absent
@@ -180,6 +181,7 @@ class Mover:
         if resumed and self._serves(facts.view, record) and record.state == ACTIVE:
             self._verify(record)
             self.move["outcome"] = DONE
+            self._measure(record)
             return
         if not resumed:
             self._mark.put()
@@ -191,6 +193,7 @@ class Mover:
         self._verify(record)
         self.move["outcome"] = DONE
         self.move["rto_seconds"] = self._rto()
+        self._measure(record)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -414,6 +417,18 @@ class Mover:
         end = phases["route"]["end"] if "route" in phases else self._timeline.now()
         begin = phases["hold"]["begin"] if "hold" in phases else 0.0
         return round(end - begin, 3)
+
+    def _measure(self, record: CellRecord) -> None:
+        """Say what each store lost, by the markers; clients are served already."""
+        try:
+            if markers.MarkerBoard(self._client).written(record.cell) is None:
+                return
+            with self._timeline.phase("measure") as phase:
+                measured = markers.measure(self._client, record.cell, record.epoch)
+                phase.note("" if "stores" in measured else measured["text"])
+            self.move["rpo"] = markers.together(self.move.get("rpo") or {}, measured)
+        except ResilienceError as exc:
+            self.move["warning"] = f"what was lost could not be measured: {exc}"
 
     def _keep_report(self) -> None:
         """Leave the figures with the registry, once for each epoch: a run that only saw it through says less."""

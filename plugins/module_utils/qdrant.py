@@ -86,6 +86,15 @@ class Qdrant:
         """The exact number of points."""
         return int(self._result("POST", f"/collections/{name}/points/count", {"exact": True})["count"])
 
+    def payloads(self, name: str, field: str, value: str, limit: int = 1000) -> list[dict[str, t.Any]]:
+        """Payloads of the points whose field has a value."""
+        condition = {"must": [{"key": field, "match": {"value": value}}]}
+        body = {"limit": limit, "with_payload": True, "with_vector": False, "filter": condition}
+        return [
+            dict(point["payload"])
+            for point in self._result("POST", f"/collections/{name}/points/scroll", body)["points"]
+        ]
+
     def create_collection(self, name: str, dimension: int, shards: int, replication_factor: int) -> None:
         """Create a collection for cosine similarity, with the settings of every collection here."""
         self._result(

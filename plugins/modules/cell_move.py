@@ -174,6 +174,11 @@ moves:
       description:
         - Seconds from the start, in a switchover from the moment in which clients began to wait, to the first task.
       type: float
+    rpo:
+      description:
+        - What was lost, C(seconds) and C(bytes) as far as they are known, with a C(text). C(stores) has for each store
+          C(seconds), C(markers) and a C(note); they are not known when nobody wrote markers.
+      type: dict
     lag_before:
       description: How far the target was behind, in C(bytes) and C(seconds).
       type: dict

@@ -82,7 +82,8 @@ RETURN = r"""
 saved:
   description:
     - What was saved at each rejoin, with C(cell), C(region), C(epoch), C(host), C(path) (on that host), C(rows),
-      C(bytes) of WAL that were discarded, and C(at) in seconds since 1970.
+      C(bytes) of WAL that were discarded, and C(at) in seconds since 1970. C(lost_seconds) and C(lost_markers) are what
+      PostgreSQL lost by its own last marker, where that is known.
   returned: success
   type: list
   elements: dict

@@ -33,6 +33,10 @@ options:
     description: Length of the vectors.
     type: int
     required: true
+  dimensions:
+    description: Length of the vectors of those collections for which it is another one.
+    type: dict
+    default: {}
   shards:
     description: Shards of a new collection.
     type: int
@@ -153,20 +157,23 @@ class Bootstrap:
                         peer.create_index(name, field, kind)
         return result(self.actions, self.warnings)
 
+    def dimension(self, name: str) -> int:
+        return int(self.params["dimensions"].get(name, self.params["dimension"]))
+
     def create(self, peer: Qdrant, name: str) -> set[str]:
         shards, copies = self.params["shards"], self.params["replication_factor"]
         self.actions.append(f"{name}: collection of {shards} shards with {copies} copies each")
         if not self.module.check_mode:
-            peer.create_collection(name, self.params["dimension"], shards, copies)
+            peer.create_collection(name, self.dimension(name), shards, copies)
         return set()
 
     def existing(self, peer: Qdrant, name: str, indexes: dict[str, str]) -> set[str]:
         found = peer.collection(name)
         size = found["config"]["params"]["vectors"]["size"]
-        if size != self.params["dimension"]:
+        if size != self.dimension(name):
             raise ResilienceError(
                 f"the collection {name} has vectors of length {size}, but qdrant_dimension is "
-                f"{self.params['dimension']}. Nothing was changed in it. Set the variable to what is deployed, or "
+                f"{self.dimension(name)}. Nothing was changed in it. Set the variable to what is deployed, or "
                 "rebuild the collection from vector_log."
             )
         schema = found["payload_schema"]
@@ -197,6 +204,7 @@ def main() -> None:
             "api_key": {"type": "str", "required": True, "no_log": True},
             "collections": {"type": "dict", "required": True},
             "dimension": {"type": "int", "required": True},
+            "dimensions": {"type": "dict", "default": {}},
             "shards": {"type": "int", "default": 2},
             "replication_factor": {"type": "int", "default": 2},
             "peers": {"type": "int", "required": True},

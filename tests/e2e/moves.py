@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 import typing as t
 
@@ -155,3 +157,22 @@ def account_for(load: services.Load, region: str, epoch: int) -> int:
         assert not unknown, f"acknowledged, lost, and in no loss report: {unknown}"
         load.acknowledged = [one for one in load.acknowledged if one.task_id in stored]
     return len(lost)
+
+
+def started(kind: str, to: str) -> subprocess.Popen[str]:
+    """Start failover.yml or switchover.yml, and wait for nothing."""
+    executable = str(lab.Path(sys.executable).with_name("ansible-playbook"))
+    command = [executable, "-i", str(lab.INVENTORY), f"playbooks/{kind}.yml", "-e", "cell=main", "-e", f"to={to}"]
+    return subprocess.Popen(
+        [*command, "-e", AGAIN[kind]], cwd=lab.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def started_and_killed(kind: str, to: str, seconds: float) -> None:
+    """Run it for so many seconds, and kill its controller."""
+    process = started(kind, to)
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()

@@ -46,10 +46,10 @@ def test_vectors_have_two_active_copies_in_each_region(healthy: dict[str, t.Any]
     for region in ("a", "b"):
         part = healthy["cells"]["main"]["qdrant"][region]
         assert len(part["members"]) == 3
-        # The last one is the vector indexer's own: how far it has applied vector_log.
+        # The last two: the markers of the region agents, and how far the vector indexer has applied vector_log.
         assert set(part["collections"]) == {
             "task_embeddings", "tool_results", "cases", "document_chunks", "summaries", "decomposition_patterns",
-            "indexer_positions",
+            "dr_markers", "indexer_positions",
         }  # fmt: skip
         for found in part["collections"].values():
             assert found["replicas"] == found["replicas_active"] == 2 * found["shards"]

@@ -155,6 +155,25 @@ def test_the_page_says_met_and_missed() -> None:
 # ---- the document
 
 
+def test_each_store_is_judged_by_what_its_component_may_lose() -> None:
+    lost = {"seconds": 7.0, "markers": 7, "note": ""}
+    stores = {
+        "postgres": {**lost, "seconds": 0.0, "markers": 0},
+        "redis": lost,
+        "qdrant": {"seconds": None, "markers": None, "note": "it was away"},
+        "other": lost,
+    }
+    text = page({"rpo": {"seconds": 7.0, "stores": stores}}).text
+    rows = re.findall(r"(postgres|redis|qdrant|other)\s*(0.00 s|7.00 s|not known)\s*(0|7|-)\s*(5.00 s|-)\s*(\w+)", text)
+    assert rows == [
+        ("postgres", "0.00 s", "0", "5.00 s", "met"),
+        ("redis", "7.00 s", "7", "5.00 s", "missed"),
+        ("qdrant", "not known", "-", "5.00 s", "no"),
+        ("other", "7.00 s", "7", "-", "no"),
+    ]
+    assert "it was away" in text
+
+
 def test_the_document_is_the_move_and_its_verdicts_and_leaves_what_it_was_given() -> None:
     move, steps = copy.deepcopy(MOVE), [step("one", 1, 2)]
     made = document(move, OBJECTIVES, steps)

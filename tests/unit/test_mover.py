@@ -10,7 +10,7 @@ import threading
 import time
 import types
 import typing as t
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from fake_etcd import FakeCluster
@@ -18,6 +18,13 @@ from fake_etcd import FakeCluster
 from ansible_collections.shannon.resilience.plugins.module_utils import mover as subject
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ConflictError, ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
+from ansible_collections.shannon.resilience.plugins.module_utils.markers import (
+    MARKERS,
+    Arrival,
+    Marker,
+    MarkerBoard,
+    Written,
+)
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import FAILOVER, SWITCHOVER, Limits
 from ansible_collections.shannon.resilience.plugins.module_utils.mover import (
     EDGES,
@@ -256,6 +263,26 @@ def test_a_lost_home_is_left_for_the_target(cluster: FakeCluster, record: CellRe
     assert note(move, "fence") == "its lease had ended"
     assert move["lag_before"] == {"bytes": 0, "seconds": 0.0}
     assert 0 < move["rto_seconds"] < 10 * FASTER
+
+
+def test_what_each_store_lost_is_measured_after_the_promotion(cluster: FakeCluster, record: CellRecord) -> None:
+    client = connect(cluster)
+    board = MarkerBoard(client)
+    old, new = Marker(1, 10, 100.0), Marker(1, 12, 102.0)
+    written = Written("a", 1, "a1", 102.5, {"postgres": new, "redis": new})
+    client.put(f"{MARKERS}main", json.dumps(asdict(written)))
+
+    def say() -> None:
+        lease = RegionLeases(client).look("main").lease
+        if lease and lease.region == "b" and board.arrived("main", 2) is None:
+            board.tell(lease, Arrival("b", 2, "b1", 110.0, written, {"postgres": new, "redis": old}))
+
+    world = lost_home(cluster, record)
+    with agents(cluster, "b"), Background(say):
+        move = run(cluster, world, FAILOVER)
+    assert move["outcome"] == "done" and phases(move)[-1] == "measure"
+    assert {store: one["seconds"] for store, one in move["rpo"]["stores"].items()} == {"postgres": 0.0, "redis": 2.0}
+    assert move["rpo"]["seconds"] == 2.0 and move["rto_seconds"] < move["phases"][-1]["end"]
 
 
 def test_the_first_task_is_sent_until_it_is_taken_and_is_one_task(cluster: FakeCluster, record: CellRecord) -> None:

@@ -191,3 +191,10 @@ def test_no_peer_at_all_is_an_error_with_where_to_look() -> None:
         patch.setattr(qdrant_collections, "client_context", lambda _files: None)
         found = run("127.0.0.1:1")
     assert found["failed"] and "127.0.0.1" in found["msg"] and "journalctl -u qdrant" in found["msg"]
+
+
+def test_a_collection_may_have_a_dimension_of_its_own(peer: FakePeer) -> None:
+    assert run(peer.endpoint, dimensions={"summaries": 1})["changed"]
+    assert {name: found["size"] for name, found in peer.collections.items()} == {"cases": 8, "summaries": 1}
+    assert not run(peer.endpoint, dimensions={"summaries": 1})["changed"]
+    assert "vectors of length 1" in run(peer.endpoint)["msg"]

@@ -23,6 +23,7 @@ MIGRATIONS = len(list((ROLE / "files" / "migrations").glob("*.sql")))
 TABLES = {
     "users", "sessions", "task_executions", "agent_executions", "tool_executions", "session_archives", "event_logs",
     "audit_logs", "prompts", "learning_cases", "token_usage", "usage_daily_aggregates", "vector_log",
+    "dr_markers",
 }  # fmt: skip
 
 

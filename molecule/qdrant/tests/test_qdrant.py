@@ -14,6 +14,7 @@ COLLECTIONS = {
     "cases",
     "decomposition_patterns",
     "document_chunks",
+    "dr_markers",
     "summaries",
     "task_embeddings",
     "tool_results",

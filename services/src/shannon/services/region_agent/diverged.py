@@ -16,10 +16,13 @@ import os
 import pathlib
 import time
 import typing as t
+from dataclasses import asdict
 
 from shannon.resilience.errors import ResilienceError
+from shannon.resilience.markers import COLLECTION
 from shannon.services.common import logs
 
+from .marker_stores import newest_here
 from .settings import CellSettings, Settings
 from .sql import ask
 
@@ -90,8 +93,8 @@ class Diverged:
         :param epoch: the epoch that superseded this region.
         :param switch_lsn: where the new home's timeline left this one, in bytes; 0 when it is not known.
         :param end: the end of this region's WAL, in bytes.
-        :returns: C(host), C(path), C(rows), C(bytes) of WAL that diverged, C(since); no rows and no path when nothing
-            diverged.
+        :returns: C(host), C(path), C(rows), C(bytes) of WAL that diverged, C(since), C(marker), the last one that was
+            written here; no rows and no path when nothing diverged.
         :raises ResilienceError: PostgreSQL can't be read, or the file can't be written; nothing may be discarded then.
         """
         facts: dict[str, t.Any] = {
@@ -106,6 +109,8 @@ class Diverged:
         }
         if switch_lsn and end <= switch_lsn:
             return facts
+        marker = newest_here(self._settings, self._cell)
+        facts["marker"] = asdict(marker) if marker else None
         noted = self._notes.before(switch_lsn) if switch_lsn else None
         if noted is None:
             # An hour before the last thing that this region committed, however long ago that was.
@@ -120,12 +125,15 @@ class Diverged:
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as handle:
                 for table in self._ask(
                     "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
-                    " WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"
+                    " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+                    " AND tablename <> 'dr_markers' ORDER BY 1"
                 ):
+                    # Markers are nobody's data, and there always are some.
+                    theirs = f" AND t.collection <> '{COLLECTION}'" if table == "public.vector_log" else ""
                     for row in self._ask(
                         f"SELECT json_build_object('table', '{table}', 'row', to_jsonb(t),"
                         f" 'committed_at', pg_xact_commit_timestamp(t.xmin)) FROM {table} AS t"
-                        f" WHERE pg_xact_commit_timestamp(t.xmin) >= to_timestamp({since:.3f})"
+                        f" WHERE pg_xact_commit_timestamp(t.xmin) >= to_timestamp({since:.3f}){theirs}"
                         " ORDER BY pg_xact_commit_timestamp(t.xmin)"
                     ):
                         handle.write(row + "\n")

@@ -76,6 +76,8 @@ class Agent:
             threads.append(
                 threading.Thread(target=self._guarded(self.workers[name].run), daemon=True, name=f"worker-{name}")
             )
+            markers = self.workers[name].markers
+            threads.append(threading.Thread(target=markers.run, daemon=True, name=f"markers-{name}"))
         for thread in threads:
             thread.start()
         notify("READY=1")

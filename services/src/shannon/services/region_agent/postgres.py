@@ -10,6 +10,7 @@ has is rewound yet. It follows once another region serves and the rows that the 
 from __future__ import annotations
 
 import json
+import pathlib
 import typing as t
 
 from shannon.resilience.concurrently import gather
@@ -19,6 +20,7 @@ from shannon.resilience.patroni import Cluster, Patroni
 from shannon.resilience.region_lease import Position
 from shannon.services.common import logs
 
+from .control import clean_end
 from .keeper import FOLLOWERS, Standing
 from .settings import CellSettings, Settings
 
@@ -27,6 +29,8 @@ PRIMARY = "primary"
 #: Patroni's states in which PostgreSQL takes no connection.
 NOT_RUNNING = ("stopped", "starting", "start failed", "crashed", "custom bootstrap failed", "initdb failed")
 LEADERS = (PRIMARY, "standby_leader")
+#: States of a member that gives what it has, or soon will.
+ALIVE = ("running", "stopping", "starting", "restarting")
 #: Port 1 of the host itself, where nothing listens. It has the keys that following somebody has, so that the one takes
 #: the other's place whole: Patroni merges what it is told, and can't bear an empty slot's name.
 NOBODY: dict[str, t.Any] = {
@@ -146,18 +150,43 @@ class PostgresOfRegion:
         ends = [_end(answer) for answer in answers.values() if isinstance(answer, dict)]
         return quiet and led, max(ends, default=0)
 
+    def ended_here(self) -> int:
+        """Where this host's PostgreSQL ended as a primary, in bytes, if it was stopped in order; 0 otherwise."""
+        return clean_end(pathlib.Path(self._settings.postgres_directory) / self._cell.name / "data")
+
+    def no_primary(self) -> bool:
+        """Whether no member that answers takes writes."""
+        return all(
+            answer.get("role") in FOLLOWERS or answer.get("state") in (*NOT_RUNNING, "stopping")
+            for answer in self.statuses().values()
+            if isinstance(answer, dict)
+        )
+
     def behind(self, standing: Standing, position: Position) -> int:
         """Bytes that this host's member has yet to receive to have all that the old home wrote."""
         return max(0, position.lsn - _end(standing.local.postgres or {}))
 
-    def source_answers(self, region: str) -> bool:
-        """Whether any member of the old home still runs, so that what is missing may still come."""
+    def sources(self, region: str) -> dict[str, dict[str, t.Any]]:
+        """What the members of the old home say that still run, so that what is missing may still come from them."""
         hosts = self._settings.postgres.get(region, {})
         context = next(iter(self.members.values())).context if self.members else None
         asked = {
             name: Patroni(address, self._cell.patroni, context, timeout=1.0).status for name, address in hosts.items()
         }
-        return any(isinstance(answer, dict) and answer.get("state") == "running" for answer in gather(asked).values())
+        answers = gather(asked)
+        return {name: it for name, it in answers.items() if isinstance(it, dict) and it.get("state") in ALIVE}
+
+    def catch_up_from(self, region: str, host: str) -> dict[str, t.Any]:
+        """What makes the region stream from one member of another that is no primary any more.
+
+        That one has no slot for anybody, and with several hosts Patroni would look for a primary among them.
+        """
+        return {
+            "host": self._settings.postgres[region][host],
+            "port": self._cell.postgres,
+            "primary_slot_name": None,
+            "create_replica_methods": ["basebackup"],
+        }
 
 
 def _end(status: t.Mapping[str, t.Any]) -> int:

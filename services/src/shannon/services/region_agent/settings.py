@@ -20,7 +20,9 @@ DEFAULT_PATH = "/etc/shannon/region-agent.json"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A key that is not known is passed over: during an upgrade the settings may be newer than the agent that reads them,
+    # and one that refused to start would leave its host closed.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class CellSettings(_Part):
@@ -37,6 +39,7 @@ class Settings(_Part):
     """Where this agent is, and whom it talks to.
 
     :ivar postgres: per region, name and address of the hosts with PostgreSQL; C(redis) and C(agents) likewise.
+    :ivar qdrant: likewise; empty where there is none, and then no markers are written for it.
     :ivar failover: C(automatic): take a cell over when its home's lease has ended; C(manual): never.
     """
 
@@ -49,18 +52,22 @@ class Settings(_Part):
     postgres: dict[str, dict[str, str]]
     redis: dict[str, dict[str, str]]
     agents: dict[str, dict[str, str]]
+    qdrant: dict[str, dict[str, str]] = Field(default_factory=dict)
+    qdrant_port: Port = 6333
     registry: list[HostPort]
     etcd: list[HostPort]
     namespace: str = "/shannon/"
     database: str = "shannon"
     patroni_password: str = Field(repr=False)
     redis_password: str = Field(repr=False)
+    qdrant_api_key: str = Field("", repr=False)
     ca_file: str = TlsFiles.ca
     cert_file: str = TlsFiles.cert
     key_file: str = TlsFiles.key
     fence_file: str = "/etc/shannon/fence.nft"
     runtime_directory: str = "/run/shannon-region-agent"
     state_directory: str = "/var/lib/shannon/region-agent"
+    postgres_directory: str = "/var/lib/shannon/postgres"
 
     @property
     def tls(self) -> TlsFiles:

@@ -16,17 +16,20 @@ from dataclasses import asdict, replace
 
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.markers import exactly, marker_of
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
 from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord
 from shannon.services.common import logs
 
 from .diverged import Diverged, Notes
 from .keeper import Keeper, Standing
+from .marker_stores import StoresOfRegion
+from .markers import Markers
 from .postgres import NOBODY as NO_UPSTREAM
 from .postgres import ORPHANED, PRIMARY, PostgresOfRegion, follows
 from .redis import RedisOfRegion
 from .settings import CellSettings, Settings, now
-from .sql import switch_point
+from .sql import ask, switch_point
 
 _log = logs.get(__name__)
 HOME = "home"
@@ -38,6 +41,8 @@ WAITING = "waiting"
 STEP_DOWN = 3.0
 #: Seconds for which a switchover's last bytes are waited for after the old home has fallen silent.
 SILENT_SOURCE = 5.0
+#: Seconds that a switchover's last bytes may take before they are fetched in another way.
+STREAMING = 3.0
 #: Seconds after which a C(draining) that no mover looks after is taken back.
 ABANDONED = 15.0
 MOVES = "/shannon/moves/"
@@ -81,12 +86,16 @@ class Worker:
         state = pathlib.Path(settings.state_directory)
         self._notes = Notes(state / f"positions-{cell.name}")
         self._diverged = Diverged(settings, cell, self._notes)
+        self.markers = Markers(settings, cell, keeper, client, StoresOfRegion(settings, cell, context))
         self._word = pathlib.Path(settings.runtime_directory) / f"{cell.name}.json"
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._powerless_since: float | None = None
         self._draining_since: float | None = None
         self._source_silent_since: float | None = None
+        self._catching_up_since: float | None = None
+        #: The epoch in which this host's PostgreSQL was last seen to be the home's primary.
+        self._led = 0
         self._began: dict[str, float] = {}
         self._served = 0
         self._said: dict[str, str] = {}
@@ -100,6 +109,7 @@ class Worker:
         """End after the present step."""
         self._stopping.set()
         self._wake.set()
+        self.markers.stop()
 
     def run(self) -> None:
         """Step until stopped."""
@@ -157,7 +167,9 @@ class Worker:
         if record is None:
             return
         conducts = self.postgres.conducts(standing)
-        if conducts and standing.local.role != PRIMARY:
+        if standing.local.role == PRIMARY:
+            self._led = record.epoch
+        elif conducts:
             self._promote(standing)
         primary = ""
         if record.state == RESTORING:
@@ -206,6 +218,7 @@ class Worker:
             missing = self.postgres.behind(standing, position)
             if missing and self._source_lives(position.region):
                 self._say("catching up", f"{missing} bytes of the old home are still to come")
+                self._catch_up(position, configuration.get("standby_cluster"))
                 return
             if missing:
                 _log.error("cell %s: %d bytes never came from region %s", self._cell.name, missing, position.region)
@@ -213,9 +226,23 @@ class Worker:
             return
         _log.warning("cell %s: PostgreSQL of region %s becomes the primary", self._cell.name, record.home)
         self.postgres.set_standby(None)
+        self._catching_up_since = None
+
+    def _catch_up(self, position: Position, present: t.Any) -> None:
+        """Have what does not come fetched from the host that ended as the primary: nobody there is one any more, so a
+        stream that broke in the very moment of the demotion does not come back by itself."""
+        if self._catching_up_since is None:
+            self._catching_up_since = now()
+        source = self.postgres.sources(position.region).get(position.host)
+        if now() - self._catching_up_since < STREAMING or source is None or source.get("state") != "running":
+            return
+        wanted = self.postgres.catch_up_from(position.region, position.host)
+        if not follows(present, wanted):
+            _log.warning("cell %s: what is missing is fetched from %s", self._cell.name, position.host)
+            self.postgres.set_standby(wanted)
 
     def _source_lives(self, region: str) -> bool:
-        if self.postgres.source_answers(region):
+        if self.postgres.sources(region):
             self._source_silent_since = None
             return True
         if self._source_silent_since is None:
@@ -255,6 +282,7 @@ class Worker:
             return
         if self._draining_since is None:
             self._draining_since = now()
+            threading.Thread(target=self._checkpoint, daemon=True, name="checkpoint").start()
         if now() - self._draining_since < ABANDONED or self._client.get(MOVES + self._cell.name) is not None:
             return
         self._keeper.registry.compare_and_swap(
@@ -262,12 +290,20 @@ class Worker:
             f"region agent of {self._settings.host}",
         )  # fmt: skip
 
+    def _checkpoint(self) -> None:
+        """Write out what is dirty while clients still run: a primary's end then has little left to write."""
+        try:
+            ask("CHECKPOINT", "postgres", self._cell.postgres, ABANDONED)
+        except ResilienceError as exc:
+            _log.warning("cell %s: no checkpoint before the switchover: %s", self._cell.name, exc)
+
     # -- standby -------------------------------------------------------------------------------------------------
 
     def _stand_by(self, standing: Standing) -> None:
         record = standing.record
         if record is None:
             return
+        self._draining_since = None
         self.redis.watch(False)
         redis_error: ResilienceError | None = None
         try:
@@ -290,10 +326,16 @@ class Worker:
             and not position.final
             and (serving is None or serving.epoch < record.epoch)
         )
-        if not (holds or awaited) or not self.postgres.conducts(standing):
+        if not (holds or awaited):
             return
-        quiet, end = self.postgres.end()
-        if not quiet or not self.redis.quiet():
+        # Who was the primary itself knows at once, from its own disk, that it was stopped in order, and need not wait
+        # until the region has a leader again.
+        end = self.postgres.ended_here() if self._led == record.epoch - 1 else 0
+        quiet = bool(end) and self.postgres.no_primary()
+        if not end and self.postgres.conducts(standing):
+            quiet, end = self.postgres.end()
+        # Without the lease no host of the region has authority any more, so a Redis that does not answer is no matter.
+        if not quiet or (holds and not self.redis.quiet()):
             return
         if lease is not None and holds:
             final = Position(region, lease.epoch, end, time.time(), self._settings.host, final=True)
@@ -351,6 +393,7 @@ class Worker:
         permission = f"{REJOIN}{self._cell.name}/{self._settings.region}"
         try:
             facts = self._diverged.save(serving.epoch, serving.switch_lsn, end)
+            facts.update(exactly(self._client, self._cell.name, serving.epoch, marker_of(facts.get("marker"))))
         except ResilienceError as exc:
             allowed = self._client.get(permission)
             if allowed is None or allowed.value != "discard":

@@ -1,0 +1,175 @@
+"""Where a primary that was stopped in order ended, and what a former home makes of it."""
+
+from __future__ import annotations
+
+import pathlib
+import typing as t
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from shannon.resilience.errors import ResilienceError
+from shannon.resilience.region_lease import Position, RegionLease, View
+from shannon.resilience.registry import DRAINING, CellRecord
+from shannon.services.region_agent import control, worker
+from shannon.services.region_agent.control import clean_end
+from shannon.services.region_agent.postgres import follows
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A data folder whose pg_controldata prints what the file C(said) beside it has."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "PG_VERSION").write_text("15\n")
+    program = tmp_path / "pg_controldata-15"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(control, "_PROGRAM", str(tmp_path / "pg_controldata-{version}"))
+    return folder
+
+
+def say(data: pathlib.Path, state: str, checkpoint: str = "0/3000028") -> None:
+    text = f"pg_control version number:            1300\nDatabase cluster state:               {state}\n"
+    text += f"Latest checkpoint location:           {checkpoint}\n"
+    (data.parent / "said").write_text(text)
+
+
+def test_a_primary_that_was_stopped_in_order_says_where(data: pathlib.Path) -> None:
+    say(data, "shut down", "2/3000028")
+    assert clean_end(data) == (2 << 32) + 0x3000028 + 1
+
+
+@pytest.mark.parametrize("state", ["in production", "shutting down", "in archive recovery", "shut down in recovery"])
+def test_any_other_state_is_no_end(data: pathlib.Path, state: str) -> None:
+    say(data, state)
+    assert clean_end(data) == 0
+
+
+def test_what_can_not_be_read_is_an_error(data: pathlib.Path) -> None:
+    say(data, "shut down", "nowhere")
+    with pytest.raises(ResilienceError, match="does not say where"):
+        clean_end(data)
+    (data / "PG_VERSION").unlink()
+    with pytest.raises(ResilienceError, match="can't be read"):
+        clean_end(data)
+
+
+# -- a former home ---------------------------------------------------------------------------------------------------
+
+
+class Former:
+    """A worker of the former home a, whose epoch was 3, with what its parts saw and were told."""
+
+    def __init__(self, led: int = 3) -> None:
+        self.ended, self.ends_quietly, self.primaries, self.redis_quiet, self.conducts = (
+            0,
+            (False, 0),
+            False,
+            True,
+            False,
+        )
+        self.released: list[Position] = []
+        self.published: list[Position] = []
+        self.checkpoints: list[str] = []
+        made: t.Any = worker.Worker.__new__(worker.Worker)
+        made._settings = SimpleNamespace(region="a", host="a1")
+        made._cell = SimpleNamespace(name="main", postgres=5432)
+        made._led = led
+        made._draining_since = None
+        made._catching_up_since = None
+        made.postgres = SimpleNamespace(
+            ended_here=lambda: self.ended,
+            no_primary=lambda: not self.primaries,
+            end=lambda: self.ends_quietly,
+            conducts=lambda _standing: self.conducts,
+        )
+        made.redis = SimpleNamespace(quiet=lambda: self.redis_quiet)
+        leases = SimpleNamespace(
+            release=lambda _lease, final: self.released.append(final) or True,
+            publish_end=lambda _record, final: self.published.append(final) or True,
+        )
+        made._keeper = SimpleNamespace(leases=leases)
+        self.worker = made
+
+    def give_back(self, holds: bool = True) -> None:
+        record = CellRecord("main", "b", 4, "entering")
+        lease = RegionLease("main", "a", 3, "a1") if holds else None
+        position = Position("a", 3, 100, 0.0, "a1")
+        self.worker._give_back(SimpleNamespace(view=View(record, lease, lease, position, None)), record)
+
+
+def test_the_former_primary_speaks_as_soon_as_it_has_ended() -> None:
+    former = Former()
+    former.give_back()
+    assert former.released == []
+    former.ended = 777
+    former.give_back()
+    assert [(one.lsn, one.final, one.epoch) for one in former.released] == [(777, True, 3)]
+
+
+def test_it_does_not_while_another_member_takes_writes_or_redis_does() -> None:
+    former = Former()
+    former.ended, former.primaries = 777, True
+    former.give_back()
+    former.primaries, former.redis_quiet = False, False
+    former.give_back()
+    assert former.released == []
+
+
+def test_who_was_the_primary_of_an_older_epoch_waits_for_the_regions_leader() -> None:
+    former = Former(led=2)
+    former.ended = 777
+    former.give_back()
+    assert former.released == []
+    former.conducts, former.ends_quietly = True, (True, 888)
+    former.give_back()
+    assert [one.lsn for one in former.released] == [888]
+
+
+def test_without_the_lease_a_redis_that_does_not_answer_is_no_matter() -> None:
+    former = Former()
+    former.ended, former.redis_quiet = 777, False
+    former.give_back(holds=False)
+    assert [one.lsn for one in former.published] == [777]
+
+
+# -- a new home that lacks something ----------------------------------------------------------------------------------
+
+
+def test_what_does_not_come_is_fetched_from_who_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(worker, "now", lambda: clock[0])
+    former = Former()
+    told: list[t.Any] = []
+    state = {"a1": {"state": "stopping"}}
+    wanted = {"host": "192.0.2.1", "port": 5432, "primary_slot_name": None}
+    former.worker.postgres.sources = lambda _region: state
+    former.worker.postgres.catch_up_from = lambda _region, _host: wanted
+    former.worker.postgres.set_standby = told.append
+    position = Position("a", 3, 100, 0.0, "a1", final=True)
+    present = {"host": "192.0.2.1,192.0.2.2", "port": 5432, "primary_slot_name": "region_b"}
+    former.worker._catch_up(position, present)
+    clock[0] += worker.STREAMING + 1
+    former.worker._catch_up(position, present)
+    assert told == []  # that one does not run yet
+    state["a1"]["state"] = "running"
+    former.worker._catch_up(position, present)
+    assert told == [wanted]
+    assert follows(wanted, wanted)
+    former.worker._catch_up(position, wanted)
+    assert told == [wanted]
+
+
+def test_a_drain_writes_out_what_is_dirty_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "now", lambda: 100.0)
+    asked: list[str] = []
+    monkeypatch.setattr(worker, "ask", lambda statement, *_rest: asked.append(statement) or [])
+    monkeypatch.setattr(worker.threading, "Thread", lambda target, **_options: SimpleNamespace(start=target))
+    former = Former()
+    standing = SimpleNamespace(record=CellRecord("main", "a", 3, DRAINING))
+    former.worker._take_back_draining(standing)
+    former.worker._take_back_draining(standing)
+    assert asked == ["CHECKPOINT"]
