@@ -11,7 +11,8 @@ short_description: Begin and end the restore of a cell in the registry
 version_added: "0.1.0"
 description:
   - Closes a cell for a restore from a backup, by compare-and-swap and with an entry in the history, and opens it again.
-  - While the record's state is C(restoring) no agent makes the cell active, nobody moves it, and its status is not healthy.
+  - While the record's state is C(restoring) no agent makes the cell active, nobody moves it, and its status is not
+    healthy.
   - A restore that was interrupted is known again by the history; the same options go on with it, others are refused.
   - The stores themselves are restored by C(playbooks/restore.yml).
 options:

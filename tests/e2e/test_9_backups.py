@@ -1,6 +1,6 @@
-"""Backups restore: a deleted table comes back to the second before, out of either region's repository, with a region dead too.
+"""Backups restore: a deleted table comes back to the second before, out of either region's repository.
 
-Each restore is made by restore.yml as an operator would, while the stack runs; what was there before is compared row by row.
+Each restore is made by restore.yml as an operator would, while the stack runs; what was there before is compared.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def test_a_wrong_key_is_said(backed_up: float) -> None:
     host.sh(
         "rm -rf /run/wrong && mkdir -m 755 /run/wrong && cp /etc/shannon/credentials/backup/* /run/wrong/ && "
         "echo wrong > /run/wrong/restic_b && chown -R root:shannon-backup /run/wrong && "
-        "sed 's#/etc/shannon/credentials/backup#/run/wrong#' /etc/shannon/backup/backup.json > /run/wrong/backup.json && "
-        "chmod -R g+rX /run/wrong"
+        "sed 's#/etc/shannon/credentials/backup#/run/wrong#' /etc/shannon/backup/backup.json > /run/wrong/backup.json"
+        " && chmod -R g+rX /run/wrong"
     )
     try:
         said = host.sh(f"{RUNNER} --config /run/wrong/backup.json list --kind redis 2>&1 || true")
@@ -318,7 +318,7 @@ def test_a_lost_redis_comes_back(backed_up: float, capsys: pytest.CaptureFixture
 def test_with_the_home_region_dead_the_other_ones_repository_is_enough(
     backed_up: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Across the timeline of the failover: the table is deleted in the new home, and comes back out of its own repository."""
+    """Across the timeline of the failover: the table is deleted in the new home, and comes back there."""
     runner("b3", "run", "postgres", "--type", "incr")
     moves.kill("a")
     try:
@@ -328,8 +328,8 @@ def test_with_the_home_region_dead_the_other_ones_repository_is_enough(
         expected, before = delete_the_table()
         began = time.time()
         done = restore(
-            "--limit", "localhost:region_b:witness", "-e", "store=postgres", "-e", f"to={before}", "-e", "from_region=b",
-            *STOP,
+            "--limit", "localhost:region_b:witness", "-e", "store=postgres", "-e", f"to={before}",
+            "-e", "from_region=b", *STOP,
         )  # fmt: skip
         took = time.time() - began
         assert table() == expected

@@ -39,6 +39,8 @@ class DumpKind(FilesKind):
             "password": self.settings.secret("postgres_backup"),
             "sslmode": "verify-full",
             "sslrootcert": self.settings.ca_file,
+            "sslcert": self.settings.cert_file,
+            "sslkey": self.settings.key_file,
         }
         databases = {}
         for name in self.settings.databases:

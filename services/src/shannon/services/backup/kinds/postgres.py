@@ -157,7 +157,11 @@ class PostgresKind:
                 "replay_seconds": round(replayed, 1),
                 "mb_per_second": round(restored.size / 1e6 / max(copied, 0.001), 1),
             }
-            yield Sandbox(differences, facts, f"psql -h {scratch.socket_directory} -p {scratch.port}")
+            try:
+                yield Sandbox(differences, facts, f"psql -h {scratch.socket_directory} -p {scratch.port}")
+            finally:
+                # It holds the repository's passphrase, and a folder may be kept.
+                scratch.forget_config()
 
     @staticmethod
     def _wait_until_archived(engine: PostgresEngine, target: RestoreTarget, seconds: float) -> None:
@@ -246,6 +250,7 @@ def connector(settings: Settings, instance: Instance) -> t.Callable[[str], psyco
             return psycopg.connect(
                 host=instance.address, port=instance.port, dbname=database, user=settings.postgres_user,
                 password=settings.secret("postgres_backup"), sslmode="verify-full", sslrootcert=settings.ca_file,
+                sslcert=settings.cert_file, sslkey=settings.key_file,
                 connect_timeout=5, application_name="shannon-backup",
             )  # fmt: skip
         except psycopg.Error as exc:
