@@ -55,7 +55,8 @@ _HISTORY_FILE = re.compile(r"(?:^|/)([0-9A-F]{8})\.history$")
 _REMEDIES = (
     (("CryptoError", "cipher header", "unable to flush", "[095]", "found outside of section"),
      "Is it the passphrase that this repository was made with (secrets backup_cipher_<region>)?"),
-    (("No space left",), "The disk of the repository is full: look at df, and at the retention of role backup."),
+    (("No space left", "FileWriteError", "unable to write"),
+     "The repository's disk is full, or a file can't be written: look at df, and at the retention of role backup."),
     (("unable to find primary",), "Does the cell have a primary (playbooks/status.yml), and does its host answer?"),
     (("unable to find a standby", "unable to find standby"), "Does a replica of the cell run (playbooks/status.yml)?"),
     (("access denied",), "Certificates carry the host's name; tls-server-auth must list it for this stanza."),
@@ -446,4 +447,6 @@ def failure(where: str, arguments: t.Sequence[str], code: int, said: str) -> PgB
     verb = next((part for part in arguments if not part.startswith("-")), "")
     haystack = f"[{number:03d}] {text}"
     remedy = next((advice for words, advice in _REMEDIES if any(word in haystack for word in words)), "")
-    return PgBackRestError(f"{where}: pgBackRest {verb} failed [{number:03d}]: {text}. {remedy}".rstrip(), number)
+    return PgBackRestError(
+        f"{where}: pgBackRest {verb} failed [{number:03d}]: {text.rstrip('.')}. {remedy}".rstrip(), number
+    )

@@ -250,14 +250,15 @@ def choose_backup(info: RepositoryInfo, target: RestoreTarget) -> BackupInfo:
             there = ", ".join(backup.label for backup in info.backups)
             raise ResilienceError(f"the repository has no usable backup {label}; it has {there}")
     path = path_to(info, target.timeline) if target.kind != BACKUP else path_to(info, str(usable[0].timeline))
-    problems = []
+    # The newest backup that is not too young says what is missing; when all are too young, the oldest says so.
+    telling = ""
     for backup in reversed(usable):
         problem = _problem_from(info, target, backup, path)
         if not problem:
             return backup
-        problems.append(problem)
-    # From the newest backup on the problem is the same or smaller; a target before all of them is the oldest's matter.
-    raise ResilienceError(problems[-1] if _before(target, usable[0]) else problems[0])
+        if not telling or _before(target, usable[usable.index(backup) + 1]):
+            telling = problem
+    raise ResilienceError(telling)
 
 
 def target_problem(info: RepositoryInfo, target: RestoreTarget) -> str:

@@ -76,8 +76,8 @@ def swap(data: str, staged: str, name: str) -> bool:
     if place.exists():
         if kept.exists():
             raise ResilienceError(
-                f"{kept} and {data} are both there, and neither is the restored one: somebody started the cell in between. "
-                f"Move one of them away, and run this again"
+                f"{kept} and {data} are both there, and neither is the restored one: somebody started the cell in "
+                "between. Move one of them away, and run this again"
             )
         os.rename(place, kept)
     os.rename(new, place)

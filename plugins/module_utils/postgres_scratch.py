@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the shannon.resilience authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A PostgreSQL of one's own over a restored data folder, which archives nothing and has a socket in a closed folder alone.
+"""A PostgreSQL of one's own over a restored data folder: it archives nothing and listens in a closed folder alone.
 
 The restored folder's own configuration is not read: it names certificates, addresses and an archive that belong to the
 cell. What recovery needs (postgresql.auto.conf) is read.

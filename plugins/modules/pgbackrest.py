@@ -42,7 +42,7 @@ options:
   upgrade:
     description:
       - With O(state=present), let the repository go on with another system than the one that it has backups of, as
-        after an upgrade of PostgreSQL. A cell that was built anew to be restored into must not; it fits again once restored.
+        after an upgrade of PostgreSQL. A cell that was built anew to be restored into must not; it fits again then.
     type: bool
     default: false
   kind:

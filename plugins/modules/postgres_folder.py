@@ -10,8 +10,8 @@ module: postgres_folder
 short_description: Put a restored data folder of PostgreSQL in place, or empty one so that it is cloned
 version_added: "0.1.0"
 description:
-  - Looks at a member's data folder, lets a restored one take its place, or removes it. Nothing is done while a PostgreSQL
-    runs there.
+  - Looks at a member's data folder, lets a restored one take its place, or removes it. Nothing is done while a
+    PostgreSQL runs there.
   - The restored folder carries the restore's name, and so does every member that is cloned from it; a member that
     carries it is left alone. So a run that was killed can be repeated.
   - Run it as C(postgres).

@@ -167,9 +167,15 @@ def _verify(runner: Runner, options: argparse.Namespace) -> int:
 def _list(runner: Runner, options: argparse.Namespace) -> int:
     region = options.from_region or runner.settings.region
     options.kind = options.kind or ALL
-    lines = []
+    lines: list[dict[str, t.Any]] = []
+    silent = []
     for kind, cell in _wanted(runner, options):
-        for found in kind.found(cell, region):
+        try:
+            known = kind.found(cell, region)
+        except ResilienceError as exc:
+            silent.append(f"{kind.name}: {exc}")
+            continue
+        for found in known:
             made_at = stamp(datetime.fromtimestamp(found.made_at, timezone.utc))
             lines.append({"kind": kind.name, "cell": cell.name if cell else "_", "id": found.id, "made_at": made_at,
                           "bytes": found.bytes, "region": region})  # fmt: skip
@@ -177,7 +183,9 @@ def _list(runner: Runner, options: argparse.Namespace) -> int:
         print(json.dumps(lines, indent=1))
     for line in [] if options.json else lines:
         print(f"{line['made_at'][:19]}Z  {line['kind']:<9} {line['cell']:<8} {line['id']}")
-    return 0
+    for error in silent:
+        print(f"shannon-backup: {error}", file=sys.stderr)
+    return 1 if silent else 0
 
 
 def _status(runner: Runner, options: argparse.Namespace) -> int:

@@ -63,6 +63,7 @@ class Settings(_Part):
     qdrant: dict[str, list[Instance]] = {}
     registry: list[str]
     state: str = "/var/lib/shannon/backup"
+    runtime: str = "/run/shannon-backup"
     credentials: str = "/etc/shannon/credentials/backup"
     pgbackrest_config: str = "/etc/pgbackrest/repository.conf"
     postgres_bin: str = ""

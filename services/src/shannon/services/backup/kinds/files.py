@@ -20,6 +20,8 @@ from .base import Found, Made, Sandbox
 
 _log = logs.get(__name__)
 MANIFEST = "manifest.json"
+#: As many digits of a snapshot's id as restic itself shows; it takes them, too.
+SHORT = 8
 
 
 class Repositories:
@@ -69,12 +71,12 @@ class Repositories:
             made = made or stored
         if made is None:
             raise ResilienceError(f"no repository took the backup: {'; '.join(trouble)}")
-        return made.id, made.bytes, taken, trouble
+        return made.id[:SHORT], made.bytes, taken, trouble
 
     def found(self, region: str, tags: t.Sequence[str]) -> list[Found]:
         """Snapshots in a region's repository, the oldest first."""
         return [
-            Found(one.id, region, one.time.timestamp(), extra={"paths": list(one.paths)})
+            Found(one.id[:SHORT], region, one.time.timestamp(), extra={"paths": list(one.paths)})
             for one in self.of(region).snapshots(tags=tags)
         ]
 

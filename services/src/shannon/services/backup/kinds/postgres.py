@@ -46,7 +46,15 @@ class PostgresKind:
 
     def engine(self, cell: Cell) -> PostgresEngine:
         """What makes and restores the backups; another engine would take its place here."""
-        return PgBackRest(cell.name, config=self._settings.pgbackrest_config, process_max=self._settings.jobs)
+        settings = self._settings
+        # A repository has the same number on every host.
+        return PgBackRest(
+            cell.name,
+            config=settings.pgbackrest_config,
+            repo=settings.regions.index(settings.region) + 1,
+            work=settings.runtime,
+            process_max=settings.jobs,
+        )
 
     def backup(self, cell: Cell | None, type_: str, staging: Path) -> Made:
         cell = _needed(cell)
@@ -55,6 +63,9 @@ class PostgresKind:
         # Until the manifest's position is known the backup is one that restores, but not one that is proven.
         manifest = self._manifest(cell, made.stop_lsn)
         manifest["backup"] = made.label
+        # A restore to just before a position needs what comes after it, and an idle cell writes nothing: this closes a
+        # segment on the primary, and waits until the repository has it.
+        engine.check()
         notes = self._manifests.put(cell, made.label, manifest, staging)
         return Made(
             made.label, made.size, [self._settings.region], manifest, notes,
@@ -99,7 +110,7 @@ class PostgresKind:
         info = self.engine(cell).info()
         target = RestoreTarget.parse(to or "latest")
         if problem := target_problem(info, target):
-            raise ResilienceError(f"{problem} Nothing was changed.")
+            raise ResilienceError(f"{problem.rstrip('.')}. Nothing was changed.")
         chosen = choose_backup(info, target)
         return known.get(chosen.label) or Found(chosen.label, region, chosen.ended_at, chosen.size)
 
