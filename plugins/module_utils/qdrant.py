@@ -172,6 +172,13 @@ class Qdrant:
         body = {"limit": limit, "with_payload": True, "with_vector": vectors}
         return list(self._result("POST", f"/collections/{name}/points/scroll", body, timeout=30)["points"])
 
+    def payloads(self, name: str, ids: t.Sequence[t.Any]) -> dict[str, t.Any]:
+        """Payloads of points, by id; those that are not there are left out."""
+        found = self._result(
+            "POST", f"/collections/{name}/points", {"ids": list(ids), "with_payload": True}, timeout=30
+        )
+        return {str(point["id"]): point.get("payload") for point in found}
+
     def nearest(self, name: str, vector: t.Any, limit: int, using: str = "") -> list[tuple[str, float]]:
         """Ids and scores of the points that are nearest, found by comparing with all of them."""
         body = {"query": vector, "limit": limit, "params": {"exact": True}, **({"using": using} if using else {})}

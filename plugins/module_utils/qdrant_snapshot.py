@@ -122,7 +122,8 @@ def _take_collection(
         say(f"{name}: shard {shard} from {host}, {got.bytes} bytes")
     after = one.count(name)
     # Only answers that were the same before and after are those of the snapshot, too.
-    stable = [sample for sample in samples if _same_answer(sample, _ask(one, name, sample))]
+    failed = _failed(one, name, samples)
+    stable = [sample for sample in samples if sample["id"] not in failed]
     return {
         "points": [min(before, after), max(before, after)],
         "config": facts["config"],
@@ -187,9 +188,25 @@ def _samples(one: Qdrant, name: str, params: t.Mapping[str, t.Any], number: int)
     samples = []
     for point in one.scroll(name, number):
         vector = point["vector"][using] if using else point["vector"]
-        sample = {"vector": vector, "using": using, "payload": point.get("payload"), "id": str(point["id"])}
+        # What a user wrote stays out of the manifest.
+        sample = {"vector": vector, "using": using, "payload": _digest(point.get("payload")), "id": point["id"]}
         samples.append({**sample, "answer": _ask(one, name, sample)})
     return samples
+
+
+def _digest(payload: t.Any) -> str:
+    return hashlib.sha256(json.dumps(payload or {}, sort_keys=True).encode()).hexdigest()
+
+
+def _failed(one: Qdrant, name: str, samples: t.Sequence[t.Mapping[str, t.Any]]) -> list[t.Any]:
+    """Points whose payload is another, or whose vector finds others than it did."""
+    payloads = one.payloads(name, [sample["id"] for sample in samples]) if samples else {}
+    return [
+        sample["id"]
+        for sample in samples
+        if _digest(payloads.get(str(sample["id"]))) != sample["payload"]
+        or not _same_answer(sample, _ask(one, name, sample))
+    ]
 
 
 def _ask(one: Qdrant, name: str, sample: t.Mapping[str, t.Any]) -> list[list[t.Any]]:
@@ -286,11 +303,10 @@ def _collection_differences(one: Qdrant, peers: Peers, name: str, wanted: t.Mapp
     ]
     if unsettled := _unsettled(peers, name):
         problems.append(f"{name}: {unsettled}")
-    failed = [sample["id"] for sample in wanted["searches"] if not _same_answer(sample, _ask(one, name, sample))]
-    if failed:
+    if failed := _failed(one, name, wanted["searches"]):
         problems.append(
             f"{name}: {len(failed)} of {len(wanted['searches'])} sample searches answer otherwise (the vectors of "
-            f"{', '.join(failed[:3])})"
+            f"{', '.join(map(str, failed[:3]))})"
         )
     return problems
 

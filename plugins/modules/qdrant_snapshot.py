@@ -136,7 +136,7 @@ def answer(changed: bool, actions: list[str], **more: t.Any) -> dict[str, t.Any]
 
 
 def short(manifest: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The manifest without vectors and payloads of samples, which are long and a user's."""
+    """The manifest without the samples, whose vectors are long."""
     found = manifest.get("collections", {})
     return {
         **manifest,

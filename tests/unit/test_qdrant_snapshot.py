@@ -37,6 +37,7 @@ class Cluster:
         self.peers: dict[str, FakePeer] = {}
         self.placing: dict[int, tuple[str, ...]] = {0: ("a1", "a2"), 1: ("a2", "a3")}
         self.broken = ""
+        self.drift = 0
 
     def has(self, name: str, points: dict[int, list[int]], **indexes: str) -> None:
         self.collections[name] = {
@@ -131,6 +132,10 @@ class FakePeer:
         if verb == "scroll":
             limit = json.loads(raw)["limit"]
             return 200, {"points": [{"id": p, "vector": [p, 1.0], "payload": {"txid": p}} for p in every[:limit]]}
+        if verb == "points":
+            return 200, [
+                {"id": p, "payload": {"txid": p + cluster.drift}} for p in json.loads(raw)["ids"] if p in every
+            ]
         wanted = json.loads(raw)["query"][0]
         near = sorted(every, key=lambda point: abs(point - wanted))[:10]
         return 200, {"points": [{"id": p, "score": -abs(p - wanted)} for p in near]}
@@ -264,6 +269,13 @@ def test_what_differs_is_named(cluster: Cluster, tmp_path: Path) -> None:
     said = " / ".join(compare(manifest, cluster.clients()))
     assert "cases: 4 points, not 5" in said and "payload index user_id is missing" in said
     assert "sample searches answer otherwise" in said
+
+
+def test_a_payload_that_differs_is_told_and_no_users_words_are_kept(cluster: Cluster, tmp_path: Path) -> None:
+    manifest = take(cluster.clients(), str(tmp_path))
+    assert '"payload": {' not in json.dumps(manifest)
+    cluster.drift = 1
+    assert "5 of 5 sample searches answer otherwise" in " / ".join(compare(manifest, cluster.clients(), ["cases"]))
 
 
 @pytest.mark.parametrize(
