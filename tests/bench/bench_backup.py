@@ -1,12 +1,12 @@
 """Megabytes a second of a PostgreSQL backup and its restore, beside plain pg_basebackup, in the same run.
 
-    tests/bench/bench_backup.py --host a1 --repository a3 [--cell main] [--megabytes 512] [--repo 1] [--rounds 3]
+    tests/bench/bench_backup.py --primary a1 --replica a2 --repository a3 [--cell main] [--megabytes 512] [--repo 1]
 
-Runs on a host of the lab over ssh (lab/ssh.cfg or --ssh "ssh -F ..."). It makes a database shannon_bench of that size on the
-cell's primary, takes a full backup on the repository's host, and then, in turn: restores it beside the live data on --host, and copies
-the cluster with pg_basebackup to the same disk. Writers' p99 is measured by pgbench with and without a backup. What was made is
-removed in the end. The target is a restore of at least 0.8 of pg_basebackup, and a p99 of at most 1.5 times. The figures are
-printed, and nothing is judged: the machines are noisy.
+Runs on hosts of the lab over ssh (--ssh "ssh -F ..."). It makes a database shannon_bench of that size on the cell's
+primary and takes a full backup on the repository's host. Then, in turn, it restores that backup beside the live data of
+the replica, and copies the primary with pg_basebackup to the same disk. The writers' p99 is measured by pgbench, with
+and without a backup. What was made is removed in the end. The target is a restore of at least 0.8 of pg_basebackup, and
+a p99 of at most 1.5 times. The figures are printed, and nothing is judged: the machines are noisy.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def p99(host: Host, port: int, seconds: int) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", required=True, help="the cell's primary")
+    parser.add_argument("--primary", required=True, help="the host of the cell's primary")
+    parser.add_argument(
+        "--replica", required=True, help="a replica's host in the home region: it is copied and restored to"
+    )
     parser.add_argument("--repository", required=True, help="the repository's host")
     parser.add_argument("--cell", default="main")
     parser.add_argument("--port", type=int, default=5432)
@@ -72,10 +75,18 @@ def main() -> None:
     parser.add_argument("--ssh", default="ssh", help='for example "ssh -F lab/ssh.cfg"')
     given = parser.parse_args()
     ssh = shlex.split(given.ssh)
-    host, repository = Host(ssh, given.host), Host(ssh, given.repository)
+    host, repository = Host(ssh, given.primary), Host(ssh, given.repository)
+    replica = Host(ssh, given.replica)
     psql = f"psql -XAtq -v ON_ERROR_STOP=1 -p {given.port}"
     base = f"/var/lib/shannon/postgres/{given.cell}/bench"
     pgbackrest = f"pgbackrest --config=/etc/pgbackrest/repository.conf --stanza={given.cell} --repo={given.repo}"
+    # As Patroni clones a member: with the password file that it keeps on replicas, and the host's certificate.
+    pki = "/etc/shannon/pki"
+    copying = (
+        f"PGPASSFILE=/var/lib/shannon/postgres/{given.cell}/pgpass PGHOST={given.primary} PGPORT={given.port} "
+        f"PGHOSTADDR=$(getent hosts {given.primary} | cut -d' ' -f1) PGUSER=replicator PGSSLMODE=verify-ca "
+        f"PGSSLROOTCERT={pki}/ca.crt PGSSLCERT={pki}/host.crt PGSSLKEY={pki}/host.key "
+    )
     host.run(f"{psql} -d postgres -c 'DROP DATABASE IF EXISTS shannon_bench' -c 'CREATE DATABASE shannon_bench'")
     try:
         # Text that compresses about as well as rows do: half of it is random.
@@ -97,17 +108,15 @@ def main() -> None:
         size = int(host.run(f"du -sbx --exclude=pg_wal /var/lib/shannon/postgres/{given.cell}/data").split()[0]) / 1e6
         restores, copies = [], []
         for _round in range(given.rounds):
-            host.run(f"rm -rf {base}")
+            replica.run(f"rm -rf {base}")
             restores.append(
-                host.timed(
+                replica.timed(
                     f"mkdir -m 700 {base} && pgbackrest --stanza={given.cell} --repo={given.repo} --pg1-path={base} "
                     f"--process-max={given.processes} --type=none restore"
                 )
             )
-            host.run(f"rm -rf {base}")
-            copies.append(
-                host.timed(f"pg_basebackup -h /var/run/postgresql -p {given.port} -D {base} -c fast -X none --no-slot")
-            )
+            replica.run(f"rm -rf {base}")
+            copies.append(replica.timed(f"{copying} pg_basebackup -D {base} -c fast -X none --no-slot"))
         restore, copy = statistics.median(restores), statistics.median(copies)
         print(f"cluster {size:.0f} MB, medians of {given.rounds}")
         print(f"full backup     {size / backup:8.1f} MB/s ({backup:.1f} s, writers at work)")
@@ -119,7 +128,8 @@ def main() -> None:
             f"writers' p99: {quiet:.1f} ms, while backing up {loaded:.1f} ms: {loaded / quiet:.2f} times (target {LOAD})"
         )
     finally:
-        host.run(f"rm -rf {base}; {psql} -d postgres -c 'DROP DATABASE IF EXISTS shannon_bench WITH (FORCE)'")
+        replica.run(f"rm -rf {base}")
+        host.run(f"{psql} -d postgres -c 'DROP DATABASE IF EXISTS shannon_bench WITH (FORCE)'")
 
 
 if __name__ == "__main__":
