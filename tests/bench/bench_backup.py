@@ -50,7 +50,8 @@ class Host:
 def p99(host: Host, port: int, seconds: int) -> float:
     """Milliseconds of the 99th percentile of a commit, as four writers see it."""
     log = host.run(
-        f"cd $(mktemp -d) && printf %s {shlex.quote(SCRIPT)} > w.sql && pgbench -n -p {port} -c 4 -T {seconds} -f w.sql -l "
+        f"cd $(mktemp -d) && printf %s {shlex.quote(SCRIPT)} > w.sql && "
+        f"pgbench -n -p {port} -c 4 -T {seconds} -f w.sql -l "
         'shannon_bench >/dev/null 2>&1; cat pgbench_log.*; rm -rf "$PWD"'
     )
     values = sorted(int(line.split()[2]) / 1000 for line in log.splitlines() if line)
@@ -83,8 +84,8 @@ def main() -> None:
     # As Patroni clones a member: with the password file that it keeps on replicas, and the host's certificate.
     pki = "/etc/shannon/pki"
     copying = (
-        f"PGPASSFILE=/var/lib/shannon/postgres/{given.cell}/pgpass PGHOST={given.primary} PGPORT={given.port} "
-        f"PGHOSTADDR=$(getent hosts {given.primary} | cut -d' ' -f1) PGUSER=replicator PGSSLMODE=verify-ca "
+        f"PGPASSFILE=/var/lib/shannon/postgres/{given.cell}/pgpass PGPORT={given.port} "
+        f"PGHOST=$(getent hosts {given.primary} | cut -d' ' -f1) PGUSER=replicator PGSSLMODE=verify-ca "
         f"PGSSLROOTCERT={pki}/ca.crt PGSSLCERT={pki}/host.crt PGSSLKEY={pki}/host.key "
     )
     host.run(f"{psql} -d postgres -c 'DROP DATABASE IF EXISTS shannon_bench' -c 'CREATE DATABASE shannon_bench'")
