@@ -134,7 +134,7 @@ class FakePeer:
             return 200, {"points": [{"id": p, "vector": [p, 1.0], "payload": {"txid": p}} for p in every[:limit]]}
         if verb == "points":
             return 200, [
-                {"id": p, "payload": {"txid": p + cluster.drift}} for p in json.loads(raw)["ids"] if p in every
+                {"id": p, "payload": {"txid": p + self.cluster.drift}} for p in json.loads(raw)["ids"] if p in every
             ]
         wanted = json.loads(raw)["query"][0]
         near = sorted(every, key=lambda point: abs(point - wanted))[:10]

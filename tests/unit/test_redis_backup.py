@@ -169,6 +169,7 @@ def test_a_running_primary_and_its_replica_take_a_backup(servers: t.Callable[...
     primary = servers("one")
     replica = servers("two", primary.port)
     fill(primary)
+    redis_restore.wait_replicas(primary.client, 1, 10)  # what it has not yet is not in its backup
     manifest = take(newest_replica([primary.source, replica.source]), str(tmp_path / "backup"))
     assert manifest["port"] == replica.port, "the primary is spared"
     primary.say(["FLUSHALL"], ["SET", "newer", 1])
