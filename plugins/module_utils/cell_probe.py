@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from .backup_records import BackupRecords
 from .cell_status import Answer, Observations
 from .concurrently import gather
+from .endpoints import read_endpoints
 from .errors import EndpointError, ResilienceError
 from .etcd import Endpoint
 from .http_client import JsonEndpoint, describe
@@ -84,7 +85,7 @@ class Probe:
                 if isinstance(answer, ResilienceError):
                     seen.records = answer
                 else:
-                    seen.records, seen.registry, seen.history, seen.backups = answer
+                    seen.records, seen.registry, seen.history, seen.endpoints, seen.backups = answer
             elif kind == "postgres":
                 seen.patroni[where, host] = answer
             elif kind == "redis":
@@ -102,20 +103,19 @@ class Probe:
     def _address(self, host: str) -> str:
         return str(self._topology["hosts"][host]["address"])
 
-    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]], t.Any]:
-        """The records (or the error that stands for them), each member's answer, each cell's moves, and the backups."""
+    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]], dict[str, t.Any], t.Any]:
+        """The records (or their error), each member's answer, each cell's moves and endpoints, and the backups."""
         port = self._topology["ports"]["registry_client"]
         names = {Endpoint(self._address(host), port): host for host in self._hosts("registry")}
         registry = Registry.connect(list(names), self._tls, self._timeout)
-        backups = BackupRecords(registry.client)
-        parts = gather(
-            {
-                "records": registry.records,
-                "statuses": registry.client.statuses,
-                "moves": registry.moves,
-                "backups": backups.everything,
-            }
-        )
+        questions: dict[str, t.Callable[[], t.Any]] = {
+            "records": registry.records,
+            "statuses": registry.client.statuses,
+            "moves": registry.moves,
+            "backups": BackupRecords(registry.client).everything,
+            "endpoints": lambda: read_endpoints(registry.client),
+        }
+        parts = gather(questions)
         statuses = t.cast(dict[Endpoint, t.Any], parts["statuses"])
         members: dict[str, Answer] = {
             names[endpoint]: status if isinstance(status, ResilienceError) else {"leader": status.is_leader}
@@ -125,10 +125,12 @@ class Probe:
         moves = parts["moves"]
         found = {} if isinstance(moves, ResilienceError) else t.cast("dict[str, list[t.Any]]", moves)
         history = {cell: [asdict(entry) for entry in entries] for cell, entries in found.items()}
-        if isinstance(records, ResilienceError):
-            return records, members, history, parts["backups"]
-        known = {name: asdict(record) for name, record in t.cast(dict[str, t.Any], records).items()}
-        return known, members, history, parts["backups"]
+        published = parts["endpoints"]
+        known = {} if isinstance(published, ResilienceError) else t.cast("dict[str, t.Any]", published)
+        endpoints = {cell: asdict(one) for cell, one in known.items()}
+        if not isinstance(records, ResilienceError):
+            records = {name: asdict(record) for name, record in t.cast("dict[str, t.Any]", records).items()}
+        return records, members, history, endpoints, parts["backups"]
 
     def _ask_patroni(self, host: str, port: int) -> t.Callable[[], Answer]:
         return Patroni(self._address(host), port, self._context, timeout=self._timeout).status

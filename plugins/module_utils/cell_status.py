@@ -35,6 +35,7 @@ class Observations:
     :ivar indexers: (region, host) to what a vector indexer says of itself (its C(GET /status)), or the error.
     :ivar history: cell to the changes of its home, the oldest first.
     :ivar backups: what C(backup_records) found, by C(<cell>/<kind>/<region>), or the error that the registry gave.
+    :ivar endpoints: cell to what its home published for service discovery.
     :ivar certificates: host to the end of its certificate.
     :ivar at: when it was asked.
     :ivar seconds: how long asking took.
@@ -50,6 +51,7 @@ class Observations:
     indexers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     history: dict[str, list[dict[str, t.Any]]] = field(default_factory=dict)
     backups: dict[str, dict[str, t.Any]] | ResilienceError = field(default_factory=dict)
+    endpoints: dict[str, dict[str, t.Any]] = field(default_factory=dict)
     certificates: dict[str, datetime] = field(default_factory=dict)
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
@@ -123,6 +125,7 @@ def _cell(
         "state": str(record["state"]) if record else str(cell["state"]),
         "in_registry": record is not None,
         "moves": seen.history.get(str(cell["name"]), []),
+        "endpoints": seen.endpoints.get(str(cell["name"]), {}),
         "postgres": postgres,
         "redis": redis,
         "qdrant": qdrant,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from .concurrently import gather
 from .errors import EndpointError, ResilienceError
+from .given_up import KEYS, GivenUp
 from .http_client import JsonEndpoint, Response, describe
 
 #: The gateway's prefixes, newest first: etcd 3.4 and later, then 3.3 (Ubuntu 22.04).
@@ -105,6 +106,7 @@ class Member:
     name: str
     client_urls: tuple[str, ...]
     peer_urls: tuple[str, ...]
+    learner: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class MemberStatus:
     raft_term: int
     raft_index: int
     errors: tuple[str, ...]
+    cluster_id: str = ""
 
     @property
     def is_leader(self) -> bool:
@@ -187,6 +190,7 @@ class EtcdClient:
     :param context: TLS client context with the host's certificate; None means plain HTTP.
     :param timeout: seconds that one member may take to answer.
     :param name: what the cluster is called in messages.
+    :param given_up: clusters whose members are not believed, wherever they answer.
     """
 
     def __init__(
@@ -195,6 +199,7 @@ class EtcdClient:
         context: ssl.SSLContext | None = None,
         timeout: float = 2.0,
         name: str = "etcd",
+        given_up: GivenUp | None = None,
     ) -> None:
         self.endpoints = [item if isinstance(item, Endpoint) else parse_endpoint(item) for item in endpoints]
         if not self.endpoints:
@@ -202,6 +207,7 @@ class EtcdClient:
         self.context = context
         self.timeout = timeout
         self.name = name
+        self.given_up = given_up
         self._good: Endpoint | None = None
         self._lock = threading.Lock()
         self._idle: dict[Endpoint, list[http.client.HTTPConnection]] = {}
@@ -287,6 +293,7 @@ class EtcdClient:
                 if not line:
                     raise ConnectionError("the watch was closed")
                 result = json.loads(line).get("result") or {}
+                self._believe(member, {"result": result})
                 if result.get("events"):
                     return True
                 if result.get("canceled"):
@@ -305,15 +312,44 @@ class EtcdClient:
     def members(self) -> list[Member]:
         """The members that the cluster has, running or not."""
         answer = self._call("/cluster/member/list", {})
-        return [
-            Member(
-                int(member.get("ID", 0)),
-                member.get("name", ""),
-                tuple(member.get("clientURLs") or ()),
-                tuple(member.get("peerURLs") or ()),
-            )
-            for member in answer.get("members") or []
-        ]
+        return [_member(member) for member in answer.get("members") or []]
+
+    def member_add(self, peer_urls: t.Sequence[str], learner: bool = False) -> Member:
+        """Make the cluster expect a further member; one that only learns counts for no quorum (etcd 3.4 and later)."""
+        body: Body = {"peerURLs": list(peer_urls)}
+        if learner:
+            body["isLearner"] = True
+        return _member(self._call("/cluster/member/add", body).get("member") or {})
+
+    def member_remove(self, member: int) -> None:
+        """Take a member out of the cluster for good; fine when it is out already."""
+        self._call("/cluster/member/remove", {"ID": str(member)}, tolerated=("member not found",))
+
+    def member_promote(self, member: int) -> None:
+        """Let a learner vote.
+
+        :raises EndpointError: it has not caught up yet.
+        """
+        self._call("/cluster/member/promote", {"ID": str(member)})
+
+    def learn_given_up(self) -> list[str]:
+        """Ask each member by itself which clusters were given up: a rebuilt registry says so, whoever else answers.
+
+        :returns: cluster ids that were not known.
+        :raises ResilienceError: they can't be kept; this client refuses them nevertheless.
+        """
+        if self.given_up is None:
+            return []
+        body = _prefixed(KEYS)
+        answers = gather(
+            {item: lambda item=item: self._ask(item, "/kv/range", body, self.timeout) for item in self.endpoints}  # type: ignore[misc]
+        )
+        told = [it for it in answers.values() if isinstance(it, dict)]
+        found = [item.key.removeprefix(KEYS) for it in told for item in _key_values(it)]
+        try:
+            return self.given_up.learn(found)
+        except OSError as exc:
+            raise ResilienceError(f"which registries were given up can't be kept: {exc}") from exc
 
     def status(self, endpoint: Endpoint) -> MemberStatus:
         """What one member says of itself; it says so without a quorum too.
@@ -447,6 +483,7 @@ class EtcdClient:
             if response.status == 404 and not _error(response.body)[1]:
                 continue
             if response.status == 200 and isinstance(response.body, dict) and "error" not in response.body:
+                self._believe(endpoint, response.body)
                 self._prefixes[endpoint] = prefix
                 return response.body
             code, message = _error(response.body)
@@ -465,12 +502,35 @@ class EtcdClient:
         self._prefixes.pop(endpoint, None)
         raise _Unavailable(endpoint, f"etcd's JSON gateway at {' or '.join(PREFIXES)}", "HTTP 404")
 
+    def _believe(self, endpoint: Endpoint, answer: Body) -> None:
+        """Refuse what a member of a cluster says that was given up.
+
+        :raises _Unavailable: it is one.
+        """
+        if self.given_up is None:
+            return
+        cluster = _cluster_id(answer)
+        if cluster and cluster in self.given_up.ids():
+            self._good = None
+            raise _Unavailable(
+                endpoint,
+                f"a member of {self.name}",
+                f"one of a registry that was given up (cluster id {cluster})",
+                "Add it again with playbooks/registry_member.yml -e member=NAME.",
+            )
+
 
 class _Unavailable(EndpointError):
     """This member can't answer now; another one may."""
 
-    def __init__(self, endpoint: Endpoint, expected: str, seen: str) -> None:
-        super().__init__(endpoint.host, endpoint.port, expected, seen, "Is etcd running there? Look at its journal.")
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        expected: str,
+        seen: str,
+        remedy: str = "Is etcd running there? Look at its journal.",
+    ) -> None:
+        super().__init__(endpoint.host, endpoint.port, expected, seen, remedy)
 
 
 def _encode(text: str) -> str:
@@ -511,6 +571,21 @@ def _revision(answer: Body) -> int:
     return int((answer.get("header") or {}).get("revision", 0))
 
 
+def _cluster_id(answer: Body) -> str:
+    header = answer.get("header") or (answer.get("result") or {}).get("header") or {}
+    return str(header.get("cluster_id", ""))
+
+
+def _member(found: Body) -> Member:
+    return Member(
+        int(found.get("ID", 0)),
+        found.get("name", ""),
+        tuple(found.get("clientURLs") or ()),
+        tuple(found.get("peerURLs") or ()),
+        bool(found.get("isLearner", False)),
+    )
+
+
 def _status(answer: Body) -> MemberStatus:
     header = answer.get("header") or {}
     return MemberStatus(
@@ -521,6 +596,7 @@ def _status(answer: Body) -> MemberStatus:
         raft_term=int(answer.get("raftTerm", 0)),
         raft_index=int(answer.get("raftIndex", 0)),
         errors=tuple(answer.get("errors") or ()),
+        cluster_id=_cluster_id(answer),
     )
 
 

@@ -172,7 +172,7 @@ class Qdrant:
         body = {"limit": limit, "with_payload": True, "with_vector": vectors}
         return list(self._result("POST", f"/collections/{name}/points/scroll", body, timeout=30)["points"])
 
-    def payloads(self, name: str, ids: t.Sequence[t.Any]) -> dict[str, t.Any]:
+    def payloads_of(self, name: str, ids: t.Sequence[t.Any]) -> dict[str, t.Any]:
         """Payloads of points, by id; those that are not there are left out."""
         found = self._result(
             "POST", f"/collections/{name}/points", {"ids": list(ids), "with_payload": True}, timeout=30

@@ -200,7 +200,7 @@ def _digest(payload: t.Any) -> str:
 
 def _failed(one: Qdrant, name: str, samples: t.Sequence[t.Mapping[str, t.Any]]) -> list[t.Any]:
     """Points whose payload is another, or whose vector finds others than it did."""
-    payloads = one.payloads(name, [sample["id"] for sample in samples]) if samples else {}
+    payloads = one.payloads_of(name, [sample["id"] for sample in samples]) if samples else {}
     return [
         sample["id"]
         for sample in samples

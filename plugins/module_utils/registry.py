@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 
 from .errors import ConflictError, ResilienceError
-from .etcd import Endpoint, EtcdClient, KeyValue, get_op, put_op, when_absent, when_mod_revision
+from .etcd import Body, Endpoint, EtcdClient, KeyValue, get_op, put_op, when_absent, when_mod_revision
+from .given_up import GivenUp
 from .tls import TlsFiles, client_context
 
 CELLS = "/shannon/cells/"
@@ -109,7 +110,7 @@ class Registry:
         cls, endpoints: t.Sequence[str | t.Mapping[str, t.Any] | Endpoint], tls: TlsFiles, timeout: float = 2.0
     ) -> Registry:
         """The registry behind these endpoints, as the host whose certificate is given."""
-        return cls(EtcdClient(endpoints, client_context(tls), timeout, name="the registry"))
+        return cls(EtcdClient(endpoints, client_context(tls), timeout, name="the registry", given_up=GivenUp()))
 
     def get(self, cell: str) -> CellRecord | None:
         """A cell's record; None when the registry does not know the cell."""
@@ -200,6 +201,42 @@ class Registry:
         if written and _entry(written[0]).id == entry.id:
             return replace(new, revision=written[0].mod_revision)
         raise self._conflict(expected, record_of(there[0]) if there else None)
+
+    def put_rebuilt(
+        self,
+        found: CellRecord | None,
+        new: CellRecord,
+        reason: str,
+        operator: str,
+        override: str,
+        also: t.Sequence[Body] = (),
+    ) -> CellRecord:
+        """Write a record after the registry was rebuilt: with an epoch above all that anybody has seen.
+
+        :param found: the record as the rebuilt registry has it, or None when it has none.
+        :param also: further operations of the same transaction.
+        :raises ConflictError: it is another one by now.
+        :raises ResilienceError: the epoch does not grow, or reason or operator is empty.
+        """
+        _checked_cell(new.cell)
+        _word("home", new.home)
+        if not reason.strip() or not operator.strip():
+            raise ResilienceError(f"cell {new.cell}: a change needs a reason and an operator, for the history")
+        if found is not None and new.epoch <= found.epoch:
+            raise ResilienceError(f"cell {new.cell}: the epoch must exceed {found.epoch} and is {new.epoch}")
+        entry = self._new_entry(new, found.home if found else None, reason, operator, (override,))
+        key = CELLS + new.cell
+        outcome = self.client.txn(
+            [when_mod_revision(key, found.revision if found else 0)],
+            [put_op(key, new.stored()), put_op(_history_key(new.cell, new.epoch), entry.stored()), *also],
+            [get_op(key)],
+        )
+        if outcome.succeeded:
+            return replace(new, revision=outcome.revision)
+        there = record_of(outcome.reads[0][0]) if outcome.reads[0] else None
+        if there is not None and (there.home, there.epoch) == (new.home, new.epoch):
+            return there  # lost to itself
+        raise self._conflict(found or replace(new, revision=0), there)
 
     def _new_entry(
         self, record: CellRecord, previous_home: str | None, reason: str, operator: str, overrides: t.Sequence[str]

@@ -27,6 +27,7 @@ COMPONENTS = (
     "llm_service",
     "agent_core",
     "edge",
+    "dns",
     "backup_repository",
     "monitoring",
 )
@@ -57,6 +58,7 @@ HOST_PORTS: dict[str, int] = {
     "restic": 8433,
     "edge_https": 443,
     "edge_stats": 18405,
+    "dns": 53,
 }
 #: Ports of a cell with index 0; every further cell adds CELL_PORT_STEP.
 CELL_PORTS: dict[str, int] = {
@@ -84,7 +86,9 @@ _HOST_OPENINGS: dict[str, tuple[str, ...]] = {
     "backup_repository": ("pgbackrest_repository", "restic"),
 }
 #: Ports that anybody may reach, by component.
-_PUBLIC_OPENINGS: dict[str, tuple[str, ...]] = {"edge": ("edge_https",)}
+_PUBLIC_OPENINGS: dict[str, tuple[str, ...]] = {"edge": ("edge_https",), "dns": ("dns",)}
+#: Of these the ones that are asked over UDP as well.
+_PUBLIC_UDP: tuple[str, ...] = ("dns",)
 _CELL_OPENINGS: dict[str, tuple[str, ...]] = {"postgres": ("postgres", "patroni"), "redis": ("redis", "sentinel")}
 
 _REGION_NAME = re.compile(r"^[a-z][a-z0-9_]{0,15}$")
@@ -140,8 +144,8 @@ def derive(
     :param records: what the registry knows: cell name to C({home, epoch, state}); it outranks C(cells.*.home).
     :returns: C(regions) (list), C(hosts) (name to address, region, components), C(components) (component to region
         to hosts), C(cells) (list with name, index, home, standbys, epoch, state, ports), C(ports), C(firewall)
-        (host to the ports that it accepts from the topology's hosts), and C(public) (host to those that it accepts from
-        anywhere).
+        (host to the ports that it accepts from the topology's hosts), C(public) (host to those that it accepts from
+        anywhere), and C(public_udp) (likewise, over UDP).
     """
     records = records or {}
     host_ports = {**HOST_PORTS, **(ports or {})}
@@ -188,6 +192,15 @@ def derive(
         "firewall": {host: _openings(facts["components"], host_ports, derived_cells) for host, facts in hosts.items()},
         "public": {
             host: sorted(host_ports[port] for name in facts["components"] for port in _PUBLIC_OPENINGS.get(name, ()))
+            for host, facts in hosts.items()
+        },
+        "public_udp": {
+            host: sorted(
+                host_ports[port]
+                for name in facts["components"]
+                for port in _PUBLIC_OPENINGS.get(name, ())
+                if port in _PUBLIC_UDP
+            )
             for host, facts in hosts.items()
         },
     }

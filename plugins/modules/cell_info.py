@@ -94,8 +94,9 @@ info:
     cells:
       description:
         - For each cell its C(home), C(epoch) and C(state), C(in_registry) (whether those are the registry's word),
-          C(healthy), C(problems) (a sentence each), C(moves) (all changes of its home, the oldest first), and for
-          C(postgres), C(redis) and C(qdrant) the regions.
+          C(healthy), C(problems) (a sentence each), C(moves) (all changes of its home, the oldest first),
+          C(endpoints) (what M(shannon.resilience.registry_endpoints_info) says of it; empty until its home has
+          published any), and for C(postgres), C(redis) and C(qdrant) the regions.
         - Each region has C(members), with C(name), C(role), C(state), C(healthy), C(error), C(timeline), C(lag_bytes)
           and C(lag_seconds) (null when unknown). PostgreSQL's also have C(synchronous), C(pending_restart), C(received)
           (the end of the WAL that a follower has, in bytes) and C(replayed_at) (seconds since 1970), Redis' also

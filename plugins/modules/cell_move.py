@@ -196,6 +196,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.cell_probe impo
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
+from ansible_collections.shannon.resilience.plugins.module_utils.given_up import GivenUp
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import OVERRIDES, Limits
 from ansible_collections.shannon.resilience.plugins.module_utils.move_world import Deployment, best_standby
 from ansible_collections.shannon.resilience.plugins.module_utils.mover import FAILOVER, Mover, Request
@@ -255,7 +256,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     port = topology["ports"]["registry_client"]
     members = [host for hosts in topology["components"]["registry"].values() for host in hosts]
     endpoints = [{"host": topology["hosts"][host]["address"], "port": port} for host in members]
-    client = EtcdClient(endpoints, client_context(tls), 2.0, name="the registry")
+    client = EtcdClient(endpoints, client_context(tls), 2.0, name="the registry", given_up=GivenUp())
     both = gather({"records": Registry(client).records, "info": world.info})
     records = both["records"]
     if isinstance(records, ResilienceError):

@@ -106,6 +106,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
+from ansible_collections.shannon.resilience.plugins.module_utils.given_up import GivenUp
 from ansible_collections.shannon.resilience.plugins.module_utils.http_client import JsonEndpoint
 from ansible_collections.shannon.resilience.plugins.module_utils.region_lease import DIVERGED, REJOIN
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import Registry
@@ -133,7 +134,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     components, hosts, ports = topology["components"], topology["hosts"], topology["ports"]
     members = [host for named in components["registry"].values() for host in named]
     endpoints = [{"host": hosts[host]["address"], "port": ports["registry_client"]} for host in members]
-    client = EtcdClient(endpoints, context, 2.0, name="the registry")
+    client = EtcdClient(endpoints, context, 2.0, name="the registry", given_up=GivenUp())
     names = {host for named in (components["postgres"], components["redis"]) for it in named.values() for host in it}
     asked = {
         host: JsonEndpoint(hosts[host]["address"], ports["region_agent"], context, params["timeout"])

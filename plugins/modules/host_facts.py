@@ -96,6 +96,7 @@ MARKERS = (
     "/opt/shannon/qdrant/*/qdrant",
     "/var/lib/shannon/*/started",
     "/etc/systemd/system/etcd-snapshot@registry.timer",
+    "/var/lib/shannon/etcd/registry/member/wal/*.wal",
 )
 LONGEST_NOTE = 65536
 BEGIN = "# BEGIN hosts of the topology (shannon.resilience)"

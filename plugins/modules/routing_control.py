@@ -79,6 +79,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
+from ansible_collections.shannon.resilience.plugins.module_utils.given_up import GivenUp
 from ansible_collections.shannon.resilience.plugins.module_utils.routing import STATES, Control, RoutingControls
 from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
 
@@ -98,7 +99,9 @@ def main() -> None:
     )
     params = module.params
     try:
-        client = EtcdClient(params["endpoints"], client_context(TlsFiles()), params["timeout"], name="the registry")
+        client = EtcdClient(
+            params["endpoints"], client_context(TlsFiles()), params["timeout"], name="the registry", given_up=GivenUp()
+        )
         registry = RoutingControls(client)
         if not params["region"]:
             module.exit_json(changed=False, controls={name: asdict(it) for name, it in registry.read().items()})

@@ -75,7 +75,10 @@ topology:
       description: For each host the TCP ports that it accepts from the other hosts of the topology.
       type: dict
     public:
-      description: For each host the TCP ports that it accepts from anywhere; those of an edge.
+      description: For each host the TCP ports that it accepts from anywhere; those of an edge and of a DNS server.
+      type: dict
+    public_udp:
+      description: For each host the UDP ports that it accepts from anywhere; that of a DNS server.
       type: dict
 problems:
   description: What is wrong, a sentence each.

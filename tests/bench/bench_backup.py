@@ -126,7 +126,7 @@ def main() -> None:
         print(f"restore / pg_basebackup: {copy / restore:.2f} (target {TARGET})")
         loaded = loads[0] if loads else float("nan")
         print(
-            f"writers' p99: {quiet:.1f} ms, while backing up {loaded:.1f} ms: {loaded / quiet:.2f} times (target {LOAD})"
+            f"writers' p99: {quiet:.1f} ms, in a backup {loaded:.1f} ms: {loaded / quiet:.2f} times (target {LOAD})"
         )
     finally:
         replica.run(f"rm -rf {base}")

@@ -27,6 +27,7 @@ class FakeCluster:
 
     def __init__(self, count: int, prefix: str = "/v3", clock: t.Callable[[], float] | None = None) -> None:
         self.prefix = prefix
+        self.id = "7"
         self.lock = threading.Lock()
         self.clock = clock
         self.revision = 1
@@ -54,7 +55,7 @@ class FakeCluster:
         with self.lock:
             self._expire()
             found = self._answer(path, body)
-            return {"header": {"revision": str(self.revision)}, **found}
+            return {"header": {"revision": str(self.revision), "cluster_id": self.id}, **found}
 
     def _answer(self, path: str, body: Body) -> Body:
         if path == "/kv/range":

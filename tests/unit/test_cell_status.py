@@ -194,3 +194,11 @@ def test_the_table_shows_the_indexers_lag(seen: Observations) -> None:
     assert "4 of 4 replicas active, indexer lag 0" in table
     assert "indexer lag 12 rows, 1.5 s" in table
     assert max(map(len, table.splitlines())) <= WIDTH
+
+
+def test_what_the_home_published_is_there_for_those_who_read_json(seen: Observations) -> None:
+    published = {"cell": "main", "epoch": 1, "home": "a", "postgres": {"primary": ["192.0.2.11:5432"]}}
+    seen.endpoints = {"main": published}
+    assert summarise(TOPOLOGY, seen)["cells"]["main"]["endpoints"] == published
+    seen.endpoints = {}
+    assert summarise(TOPOLOGY, seen)["cells"]["main"]["endpoints"] == {}

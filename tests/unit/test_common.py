@@ -52,6 +52,13 @@ def test_an_edges_door_is_open_to_everybody() -> None:
     assert not any(line.startswith("tcp dport") for line in rules())
 
 
+def test_a_dns_servers_door_is_open_over_both_protocols() -> None:
+    doors = {"public": {"a1": [53]}, "public_udp": {"a1": [53]}}
+    found = rules(common_topology={**topology(["192.0.2.1"], []), **doors})
+    assert "tcp dport { 53 } accept" in found and "udp dport { 53 } accept" in found
+    assert not any(line.startswith("udp dport") for line in rules())
+
+
 def test_what_is_not_accepted_is_dropped() -> None:
     assert "type filter hook input priority filter; policy drop;" in rules()
 

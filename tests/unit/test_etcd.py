@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
 from fake_etcd import FakeCluster, FakeMember
@@ -22,6 +23,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.etcd import (
     when_mod_revision,
     when_value,
 )
+from ansible_collections.shannon.resilience.plugins.module_utils.given_up import KEYS, GivenUp
 
 TIMEOUT = 0.5
 
@@ -304,3 +306,22 @@ def test_a_watch_that_etcd_cancels_is_an_error(
         monkeypatch.setattr(member, "watch", lambda _wanted: iter([{"result": {"canceled": True}}]))
     with pytest.raises(EndpointError, match="cancelled"):
         client.watch(["/t/"], 1.0)
+
+
+def test_a_cluster_that_was_given_up_is_not_believed(tmp_path: Path) -> None:
+    """Members of an old and of a rebuilt registry answer side by side; only the new one's word counts."""
+    with FakeCluster(2) as old, FakeCluster(1) as new:
+        old.id, new.id = "66", "77"
+        EtcdClient(old.endpoints).put("k", "old")
+        EtcdClient(new.endpoints).put("k", "new")
+        EtcdClient(new.endpoints).put(KEYS + "66", "{}")
+        both = EtcdClient([*old.endpoints, *new.endpoints], given_up=GivenUp((), tmp_path / "learned"))
+        assert both.learn_given_up() == ["66"]
+        for _each in range(3):
+            found = both.get("k")
+            assert found is not None and found.value == "new"
+        assert both.learn_given_up() == []
+        believer = EtcdClient(old.endpoints, given_up=GivenUp((tmp_path / "learned",)))
+        with pytest.raises(NoQuorumError, match="given up"):
+            believer.get("k")
+        assert EtcdClient(old.endpoints, given_up=GivenUp(())).get("k") is not None

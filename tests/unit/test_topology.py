@@ -119,3 +119,11 @@ def test_backups_are_optional_and_have_one_host_in_each_region() -> None:
     assert derived["components"]["backup_repository"] == {"a": ["a2"], "b": ["b2"]}
     assert {8433, 8434} <= set(derived["firewall"]["a2"])
     assert not {8433, 8434} & set(derived["firewall"]["a1"])
+
+
+def test_a_dns_server_is_open_to_everybody_over_both_protocols() -> None:
+    derived = derive(REGIONS, CELLS, groups_with(dns=["w1"], edge=["a1"]), ADDRESSES)
+    assert derived["components"]["dns"] == {WITNESS: ["w1"]}
+    assert (derived["public"]["w1"], derived["public_udp"]["w1"]) == ([53], [53])
+    assert (derived["public"]["a1"], derived["public_udp"]["a1"]) == ([443], [])
+    assert derived["public_udp"]["b1"] == []

@@ -9,6 +9,7 @@ import asyncio
 import typing as t
 
 from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.given_up import GivenUp
 from shannon.resilience.haproxy import RuntimeApi
 from shannon.resilience.registry import CELLS, Registry
 from shannon.resilience.routing import ROUTING, RoutingControls
@@ -32,7 +33,7 @@ async def start(config: Config, lifecycle: Lifecycle) -> None:
     deployment = config.deployment
     tls = TlsFiles(ca=deployment.tls.ca, cert=deployment.tls.cert, key=deployment.tls.key)
     context = client_context(tls)
-    client = EtcdClient(deployment.registry, context, 2.0, name="the registry")
+    client = EtcdClient(deployment.registry, context, 2.0, name="the registry", given_up=GivenUp())
     settings = config.edge_agent
     proxy = RuntimeApi(settings.socket)
     holds = Holds(
@@ -41,7 +42,7 @@ async def start(config: Config, lifecycle: Lifecycle) -> None:
     edge = Edge(proxy, RoutingControls(client).read, settings.state_file, settings.server_states, holds)
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, edge.step)
-    watcher = EtcdClient(deployment.registry, context, 2.0, name="the registry")
+    watcher = EtcdClient(deployment.registry, context, 2.0, name="the registry", given_up=GivenUp())
     changes = Changes(watcher, (CELLS, ROUTING), settings.interval)
 
     async def follow() -> None:

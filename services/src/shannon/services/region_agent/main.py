@@ -15,6 +15,7 @@ import typing as t
 
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.given_up import FILE, GivenUp
 from shannon.resilience.region_lease import LEASES, SERVING
 from shannon.resilience.registry import CELLS
 from shannon.resilience.tls import client_context
@@ -37,6 +38,8 @@ INTERVAL = 1.0
 MOVING = 0.2
 #: Seconds for which one request to the registry may take; a round must end before a host's authority does.
 REGISTRY_TIMEOUT = 1.0
+#: Seconds between two questions whether the registry was rebuilt.
+LEARNING = 3.0
 
 
 class Agent:
@@ -46,8 +49,11 @@ class Agent:
         self._path = path
         self._settings = settings = load(path)
         context = client_context(settings.tls)
-        self._client = EtcdClient(settings.registry, context, REGISTRY_TIMEOUT, name="the registry")
-        self._watcher = EtcdClient(settings.registry, context, REGISTRY_TIMEOUT, name="the registry")
+        given_up = GivenUp((FILE,), pathlib.Path(settings.state_directory) / "registry-given-up")
+        self._given_up = given_up
+        self._told: frozenset[str] = frozenset()
+        self._client = EtcdClient(settings.registry, context, REGISTRY_TIMEOUT, "the registry", given_up)
+        self._watcher = EtcdClient(settings.registry, context, REGISTRY_TIMEOUT, "the registry", given_up)
         dcs = EtcdClient(settings.etcd, context, 2.0, name=f"etcd of region {settings.region}")
         runtime = pathlib.Path(settings.runtime_directory)
         promises = Promises(runtime / "promises.json")
@@ -70,7 +76,12 @@ class Agent:
         """Run until told to stop; returns the exit status."""
         self._fence.load(self._settings.fence_file)
         self._listener.start()
-        threads = [threading.Thread(target=self._watch, daemon=True, name="watch")]
+        # Before anything is believed: this host may have been away while the registry was rebuilt.
+        self._learn()
+        threads = [
+            threading.Thread(target=self._watch, daemon=True, name="watch"),
+            threading.Thread(target=self._keep_learning, daemon=True, name="learn"),
+        ]
         for name in self.keepers:
             threads.append(threading.Thread(target=self._keep, args=(name,), daemon=True, name=f"keeper-{name}"))
             threads.append(
@@ -121,6 +132,31 @@ class Agent:
             if changed:
                 for event in self._events.values():
                     event.set()
+
+    def _keep_learning(self) -> None:
+        while not self.stopping.wait(LEARNING):
+            self._learn()
+
+    def _learn(self) -> None:
+        """Hear of registries that were given up, from whichever member knows."""
+        try:
+            for cluster in self._client.learn_given_up():
+                _log.warning("the registry was rebuilt: members with the cluster id %s are not believed", cluster)
+        except ResilienceError as exc:
+            _log.error("%s", exc)
+        ids = self._given_up.ids()
+        if ids == self._told:
+            return
+        # For the gateway and whoever else asks the registry from this host: the own note is nobody else's to read.
+        path = pathlib.Path(self._settings.runtime_directory) / "registry-given-up"
+        try:
+            fresh = path.with_suffix(".new")
+            fresh.write_text("".join(f"{one}\n" for one in sorted(ids)), encoding="utf-8")
+            os.chmod(fresh, 0o644)
+            os.replace(fresh, path)
+            self._told = ids
+        except OSError as exc:
+            _log.error("%s can't be written: %s", path, exc)
 
     def _waker(self, name: str) -> t.Callable[[], None]:
         return lambda: self.workers[name].wake() if name in self.workers else None

@@ -20,8 +20,8 @@ DEFAULT_PATH = "/etc/shannon/region-agent.json"
 
 
 class _Part(BaseModel):
-    # A key that is not known is passed over: during an upgrade the settings may be newer than the agent that reads them,
-    # and one that refused to start would leave its host closed.
+    # A key that is not known is passed over: during an upgrade the settings may be newer than the agent that reads
+    # them, and one that refused to start would leave its host closed.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -35,11 +35,31 @@ class CellSettings(_Part):
     sentinel: Port
 
 
+class DnsName(_Part):
+    """A name of a cell that is kept by RFC 2136.
+
+    :ivar servers: the zone's primary servers.
+    :ivar regions: region to type (C(A), say) to what the name says while the cell lives there.
+    """
+
+    cell: str
+    zone: str
+    name: str
+    ttl: t.Annotated[int, Field(ge=1)]
+    servers: list[str]
+    key_name: str
+    key_secret: str = Field(repr=False)
+    key_algorithm: str
+    regions: dict[str, dict[str, list[str]]]
+
+
 class Settings(_Part):
     """Where this agent is, and whom it talks to.
 
     :ivar postgres: per region, name and address of the hosts with PostgreSQL; C(redis) and C(agents) likewise.
     :ivar qdrant: likewise; empty where there is none, and then no markers are written for it.
+    :ivar edges: where clients come in, and C(gateways) per region; both are published for service discovery.
+    :ivar dns: the names that the agents have follow the cells.
     :ivar failover: C(automatic): take a cell over when its home's lease has ended; C(manual): never.
     """
 
@@ -56,6 +76,9 @@ class Settings(_Part):
     qdrant_port: Port = 6333
     registry: list[HostPort]
     etcd: list[HostPort]
+    edges: list[HostPort] = []
+    gateways: dict[str, list[HostPort]] = {}
+    dns: list[DnsName] = []
     namespace: str = "/shannon/"
     database: str = "shannon"
     patroni_password: str = Field(repr=False)

@@ -17,11 +17,13 @@ from dataclasses import asdict, replace
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.markers import exactly, marker_of
-from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, Serving
+from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, RegionLease, Serving
 from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord
 from shannon.services.common import logs
 
+from .discovery import EndpointsOfCell
 from .diverged import Diverged, Notes
+from .dns import NamesOfCell
 from .keeper import Keeper, Standing
 from .marker_stores import StoresOfRegion
 from .markers import Markers
@@ -87,6 +89,8 @@ class Worker:
         self._notes = Notes(state / f"positions-{cell.name}")
         self._diverged = Diverged(settings, cell, self._notes)
         self.markers = Markers(settings, cell, keeper, client, StoresOfRegion(settings, cell, context))
+        self._endpoints = EndpointsOfCell(settings, cell, keeper.leases)
+        self._names = NamesOfCell(cell.name, [name for name in settings.dns if name.cell == cell.name])
         self._word = pathlib.Path(settings.runtime_directory) / f"{cell.name}.json"
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -107,12 +111,14 @@ class Worker:
 
     def stop(self) -> None:
         """End after the present step."""
+        self._names.stop()
         self._stopping.set()
         self._wake.set()
         self.markers.stop()
 
     def run(self) -> None:
         """Step until stopped."""
+        self._names.start()
         while not self._stopping.is_set():
             self._wake.wait(1.0)
             self._wake.clear()
@@ -149,6 +155,8 @@ class Worker:
         if duty != self._said.get("duty"):
             _log.info("cell %s: this host's duty is %s", self._cell.name, duty)
             self._said["duty"] = duty
+        if duty != HOME:
+            self._withdraw()
         wal = (standing.local.postgres or {}).get("xlog") or {}
         if duty == HOME:
             self._notes.add(int(wal.get("location") or wal.get("replayed_location") or 0))
@@ -184,6 +192,7 @@ class Worker:
         if open_to_all and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
             self.redis.watch(True)
         if not conducts or lease is None:
+            self._withdraw()
             return
         if standing.local.role == PRIMARY and primary:
             if not serves:
@@ -197,6 +206,7 @@ class Worker:
                 record.home, record.epoch, int(wal.get("location") or 0), time.time(), self._settings.host
             )
             self._keeper.leases.publish(lease, POSITIONS, position)
+            self._announce(lease, primary)
         self._take_back_draining(standing)
 
     def _promote(self, standing: Standing) -> None:
@@ -273,6 +283,16 @@ class Worker:
             operator = f"region agent of {self._settings.host}"
             new = replace(record, state=ACTIVE)
             self._keeper.registry.compare_and_swap(record, new, f"region {record.home} serves", operator)
+
+    def _announce(self, lease: RegionLease, redis_primary: str) -> None:
+        """Say where the cell is: in DNS, which sees to itself, and in the registry."""
+        self._names.want(lease.region)
+        if redis_primary:
+            self._endpoints.publish(lease, redis_primary)
+
+    def _withdraw(self) -> None:
+        self._names.rest()
+        self._endpoints.forget()
 
     def _take_back_draining(self, standing: Standing) -> None:
         """A mover that died left the cell draining: clients must not wait for nobody."""

@@ -1,0 +1,31 @@
+# Copyright: (c) 2026, the shannon.resilience authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The arguments with which a routing provider's module has its names say where the cells live."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
+from ansible_collections.shannon.resilience.plugins.module_utils.routing_providers import calls, records
+
+
+def routing_calls(
+    providers: t.Any, provider: str, topology: t.Mapping[str, t.Any], homes: t.Mapping[str, str], key_secret: str = ""
+) -> list[dict[str, t.Any]]:
+    """One entry for each call; see the library."""
+    try:
+        return calls(records(providers, topology, key_secret), provider, homes)
+    except ResilienceError as exc:
+        raise AnsibleFilterError(str(exc)) from exc
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """The filter's name and function."""
+        return {"routing_calls": routing_calls}
