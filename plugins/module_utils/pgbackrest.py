@@ -129,7 +129,7 @@ class PgBackRest:
             self._run(["check"], config)  # of all repositories that the configuration has; it takes no number
 
     def backup(self, kind: str) -> BackupInfo:
-        """Make one, and then remove what the retention does not keep; a run that was killed is gone on with by the next."""
+        """Make one, then remove what the retention does not keep; a run that was killed is gone on with by the next."""
         if kind not in KINDS:
             raise ResilienceError(f"a backup is one of {', '.join(KINDS)}, not {kind!r}")
         before = {backup.label for backup in self.info().backups}
