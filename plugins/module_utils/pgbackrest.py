@@ -129,12 +129,12 @@ class PgBackRest:
             self._run(["check"], config)  # of all repositories that the configuration has; it takes no number
 
     def backup(self, kind: str) -> BackupInfo:
-        """Make one; a run that was killed is resumed by the next one of its kind."""
+        """Make one, then remove what the retention does not keep; a run that was killed is gone on with by the next."""
         if kind not in KINDS:
             raise ResilienceError(f"a backup is one of {', '.join(KINDS)}, not {kind!r}")
         before = {backup.label for backup in self.info().backups}
         with self._reachable() as config:
-            self._run([f"--repo={self.repo}", f"--type={kind}", "--no-expire-auto", "backup"], config)
+            self._run([f"--repo={self.repo}", f"--type={kind}", "backup"], config)
         made = [backup for backup in self.info().backups if backup.label not in before]
         if not made:
             raise PgBackRestError(f"{self._where()}: pgBackRest ended well, yet there is no new backup in its info")
