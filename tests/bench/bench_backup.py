@@ -125,14 +125,8 @@ def main() -> None:
         print(f"pg_basebackup   {size / copy:8.1f} MB/s ({copy:.1f} s)")
         print(f"restore / pg_basebackup: {copy / restore:.2f} (target {TARGET})")
         loaded = loads[0] if loads else float("nan")
-<<<<<<< HEAD
-        print(
-            f"writers' p99: {quiet:.1f} ms, in a backup {loaded:.1f} ms: {loaded / quiet:.2f} times (target {LOAD})"
-        )
-=======
         print(f"writers' p99    {quiet:8.1f} ms, while backing up {loaded:.1f} ms")
         print(f"p99 with / without: {loaded / quiet:.2f} (target {LOAD})")
->>>>>>> h-pgbackup
     finally:
         replica.run(f"rm -rf {base}")
         host.run(f"{psql} -d postgres -c 'DROP DATABASE IF EXISTS shannon_bench WITH (FORCE)'")
