@@ -12,6 +12,7 @@ import typing as t
 from dataclasses import asdict
 from datetime import datetime, timezone
 
+from .backup_records import BackupRecords
 from .cell_status import Answer, Observations
 from .concurrently import gather
 from .endpoints import read_endpoints
@@ -84,7 +85,7 @@ class Probe:
                 if isinstance(answer, ResilienceError):
                     seen.records = answer
                 else:
-                    seen.records, seen.registry, seen.history, seen.endpoints = answer
+                    seen.records, seen.registry, seen.history, seen.endpoints, seen.backups = answer
             elif kind == "postgres":
                 seen.patroni[where, host] = answer
             elif kind == "redis":
@@ -102,8 +103,8 @@ class Probe:
     def _address(self, host: str) -> str:
         return str(self._topology["hosts"][host]["address"])
 
-    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]], dict[str, t.Any]]:
-        """The records (or the error that stands for them), each member's answer, each cell's moves and endpoints."""
+    def _registry(self) -> tuple[t.Any, dict[str, Answer], dict[str, list[dict[str, t.Any]]], dict[str, t.Any], t.Any]:
+        """The records (or their error), each member's answer, each cell's moves and endpoints, and the backups."""
         port = self._topology["ports"]["registry_client"]
         names = {Endpoint(self._address(host), port): host for host in self._hosts("registry")}
         registry = Registry.connect(list(names), self._tls, self._timeout)
@@ -111,6 +112,7 @@ class Probe:
             "records": registry.records,
             "statuses": registry.client.statuses,
             "moves": registry.moves,
+            "backups": BackupRecords(registry.client).everything,
             "endpoints": lambda: read_endpoints(registry.client),
         }
         parts = gather(questions)
@@ -130,7 +132,7 @@ class Probe:
         endpoints = {cell: asdict(one) for cell, one in known.items()}
         if not isinstance(records, ResilienceError):
             records = {name: asdict(record) for name, record in t.cast("dict[str, t.Any]", records).items()}
-        return records, members, history, endpoints
+        return records, members, history, endpoints, parts["backups"]
 
     def _ask_patroni(self, host: str, port: int) -> t.Callable[[], Answer]:
         return Patroni(self._address(host), port, self._context, timeout=self._timeout).status

@@ -12,8 +12,10 @@ import typing as t
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from .backup_records import judge, warnings
 from .component_versions import of_observations
 from .errors import ResilienceError
+from .registry import RESTORING
 
 Answer: t.TypeAlias = "dict[str, t.Any] | ResilienceError"
 
@@ -34,6 +36,7 @@ class Observations:
     :ivar qdrant_versions: host to its Qdrant's version, of the peers that were asked for it.
     :ivar indexers: (region, host) to what a vector indexer says of itself (its C(GET /status)), or the error.
     :ivar history: cell to the changes of its home, the oldest first.
+    :ivar backups: what C(backup_records) found, by C(<cell>/<kind>/<region>), or the error that the registry gave.
     :ivar endpoints: cell to what its home published for service discovery.
     :ivar certificates: host to the end of its certificate.
     :ivar at: when it was asked.
@@ -50,6 +53,7 @@ class Observations:
     qdrant_versions: dict[str, str] = field(default_factory=dict)
     indexers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     history: dict[str, list[dict[str, t.Any]]] = field(default_factory=dict)
+    backups: dict[str, dict[str, t.Any]] | ResilienceError = field(default_factory=dict)
     endpoints: dict[str, dict[str, t.Any]] = field(default_factory=dict)
     certificates: dict[str, datetime] = field(default_factory=dict)
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
@@ -57,10 +61,13 @@ class Observations:
     probed_from: str = ""
 
 
-def summarise(topology: t.Mapping[str, t.Any], seen: Observations) -> dict[str, t.Any]:
+def summarise(
+    topology: t.Mapping[str, t.Any], seen: Observations, objectives: t.Mapping[str, t.Any] | None = None
+) -> dict[str, t.Any]:
     """One statement per cell, and what all cells share.
 
     :param topology: what C(shannon.resilience.topology) derived.
+    :param objectives: the part C(backups) of C(config/objectives.yml).
     :returns: the shape that C(cell_info) documents in its RETURN section.
     """
     records = seen.records if isinstance(seen.records, dict) else {}
@@ -79,9 +86,24 @@ def summarise(topology: t.Mapping[str, t.Any], seen: Observations) -> dict[str, 
         "probed_from": seen.probed_from,
         "cells": cells,
         "registry": registry,
+        "backups": _backups(topology, seen, objectives or {}),
         "certificate": _certificate(seen),
         "versions": of_observations(seen.patroni, seen.redis, seen.registry, seen.qdrant_versions),
     }
+
+
+def _backups(
+    topology: t.Mapping[str, t.Any], seen: Observations, objectives: t.Mapping[str, t.Any]
+) -> dict[str, t.Any]:
+    """How old the backups are. An overdue one is a warning of its own: the cell serves as well as it did."""
+    regions = list(topology["components"].get("backup_repository", {}))
+    if not regions:
+        return {"enabled": False, "error": "", "kinds": [], "warnings": []}
+    if isinstance(seen.backups, ResilienceError):
+        return {"enabled": True, "error": str(seen.backups), "kinds": [], "warnings": []}
+    cells = [str(cell["name"]) for cell in topology["cells"]]
+    lines = judge(seen.backups, objectives, cells, regions, seen.at)
+    return {"enabled": True, "error": "", "kinds": lines, "warnings": warnings(lines)}
 
 
 def _cell(
@@ -97,6 +119,8 @@ def _cell(
     problems = []
     if record is None and isinstance(seen.records, dict):
         problems.append(f"the registry does not know the cell {cell['name']}: run site.yml")
+    if record is not None and record["state"] == RESTORING:
+        problems.append("a backup is being put in place: it serves nobody until restore.yml has ended")
     for component, regions in (("postgres", postgres), ("redis", redis), ("qdrant", qdrant)):
         problems += _problems(component, regions, home)
     return {

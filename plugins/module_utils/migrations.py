@@ -201,7 +201,8 @@ class Roles:
     def ensure(self, role: t.Mapping[str, t.Any], dry_run: bool = False) -> list[str]:
         """Make a role what it is declared to be; attributes that are not mentioned stay as they are.
 
-        :param role: C(name), C(password), C(member_of), and any of ATTRIBUTES.
+        :param role: C(name), C(password), C(member_of), C(execute) (functions of the database that is connected to,
+            with their argument types), and any of ATTRIBUTES.
         :returns: what was done (or would be), a few words each; never a password.
         """
         name = role["name"]
@@ -236,6 +237,13 @@ class Roles:
                 if group not in groups:
                     done.append(f"role {name}: member of {group}")
                     statements.append((f"GRANT {quoted(group)} TO {quoted(name)}", ()))
+            for function in role.get("execute") or ():
+                if row is not None:
+                    cursor.execute("SELECT has_function_privilege(%s, %s, 'EXECUTE')", (name, function))
+                    if cursor.fetchone()[0]:
+                        continue
+                done.append(f"role {name}: may execute {function}")
+                statements.append((f"GRANT EXECUTE ON FUNCTION {function} TO {quoted(name)}", ()))
             if not dry_run:
                 for statement, values in statements:
                     cursor.execute(statement, values) if values else cursor.execute(statement)

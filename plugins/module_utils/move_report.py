@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 
 from .status_table import human_bytes
 
-KINDS = ("failover", "switchover", "automatic")
+KINDS = ("failover", "switchover", "automatic", "restore")
 #: Seconds before the move's start from which on a playbook's step counts as its own; the callback's file may hold the
 #: steps of earlier runs.
 LOOKBACK = 60.0
@@ -109,17 +109,6 @@ def render(document: t.Mapping[str, t.Any]) -> str:
     """
     title = f"{_text(document['kind']).capitalize()} of cell {_text(document['cell'])}"
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        # Nothing on this page may load or run anything, whatever got into it.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        f"<title>{_safe(title)}</title>",
-        f"<style>\n{_STYLE}\n</style>",
-        "</head>",
-        "<body>",
         *_headline(document, title),
         *_error(document),
         *_figures(document),
@@ -131,6 +120,25 @@ def render(document: t.Mapping[str, t.Any]) -> str:
         *_validation_table(document),
         *_details(document),
         *_versions(document),
+    ]
+    return page(title, parts)
+
+
+def page(title: str, body: t.Sequence[str]) -> str:
+    """A whole page around a body that is HTML already."""
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        # Nothing on this page may load or run anything, whatever got into it.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+        f"<title>{_safe(title)}</title>",
+        f"<style>\n{_STYLE}\n</style>",
+        "</head>",
+        "<body>",
+        *body,
         "</body>",
         "</html>",
     ]
@@ -266,7 +274,9 @@ def _error(document: t.Mapping[str, t.Any]) -> list[str]:
 
 def _figures(document: t.Mapping[str, t.Any]) -> list[str]:
     notes = {
-        "RTO": "time until a task through the edge succeeded again",
+        "RTO": "time until the cell was open again"
+        if document.get("kind") == "restore"
+        else "time until a task through the edge succeeded again",
         "RPO": _text(_mapping(document.get("rpo")).get("text")) or "age of the newest write that was lost",
     }
     lines = ["<h2>Measured against the objectives</h2>", '<div class="figures">']
@@ -548,3 +558,8 @@ def _text(value: t.Any) -> str:
 def _safe(value: t.Any) -> str:
     """The same for a place in HTML, also within a quoted attribute."""
     return html.escape(_text(value), quote=True)
+
+
+#: For other reports.
+table = _table
+text_of = _text

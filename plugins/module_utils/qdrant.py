@@ -124,6 +124,72 @@ class Qdrant:
             "PUT", f"/collections/{collection}/index?wait=true", {"field_name": field, "field_schema": kind}, timeout=60
         )
 
+    def create_like(self, name: str, config: t.Mapping[str, t.Any], replication_factor: int) -> None:
+        """Create a collection with the configuration that another had, as C(GET /collections/NAME) told it."""
+        params = {key: value for key, value in config["params"].items() if value is not None}
+        body = {
+            **params,
+            "replication_factor": replication_factor,
+            "hnsw_config": _given(config.get("hnsw_config")),
+            "optimizers_config": _given(config.get("optimizer_config")),
+            "wal_config": _given(config.get("wal_config")),
+            "quantization_config": _given(config.get("quantization_config")),
+        }
+        self._result("PUT", f"/collections/{name}?timeout=60", {key: it for key, it in body.items() if it}, timeout=60)
+
+    def delete_collection(self, name: str) -> None:
+        """Drop a collection and its aliases; one that is not there is no error."""
+        self._result("DELETE", f"/collections/{name}?timeout=60", timeout=60)
+
+    def delete_points(self, name: str, timeout: float = 600.0) -> None:
+        """Delete all points of a collection; its configuration, indexes and aliases stay."""
+        self._result("POST", f"/collections/{name}/points/delete?wait=true", {"filter": {}}, timeout=timeout)
+
+    def aliases(self) -> dict[str, str]:
+        """All aliases, each with its collection."""
+        found = self._result("GET", "/aliases")["aliases"]
+        return {str(one["alias_name"]): str(one["collection_name"]) for one in found}
+
+    def set_aliases(self, wanted: t.Mapping[str, str]) -> None:
+        """Have each alias point at its collection, all in one step; others are left alone."""
+        there = self.aliases()
+        actions: list[dict[str, t.Any]] = []
+        for alias, collection in wanted.items():
+            if there.get(alias) == collection:
+                continue
+            if alias in there:
+                actions.append({"delete_alias": {"alias_name": alias}})
+            actions.append({"create_alias": {"alias_name": alias, "collection_name": collection}})
+        if actions:
+            self._result("POST", "/collections/aliases?timeout=60", {"actions": actions}, timeout=60)
+
+    def local_shards(self, name: str) -> dict[int, str]:
+        """The shards of a collection that this peer holds, each with its state."""
+        found = self._result("GET", f"/collections/{name}/cluster")
+        return {int(shard["shard_id"]): str(shard["state"]) for shard in found["local_shards"]}
+
+    def transfers(self, name: str) -> int:
+        """How many copies of shards are being made."""
+        return len(self._result("GET", f"/collections/{name}/cluster").get("shard_transfers") or [])
+
+    def scroll(self, name: str, limit: int, vectors: bool = True) -> list[dict[str, t.Any]]:
+        """The first points by id, with payload."""
+        body = {"limit": limit, "with_payload": True, "with_vector": vectors}
+        return list(self._result("POST", f"/collections/{name}/points/scroll", body, timeout=30)["points"])
+
+    def payloads_of(self, name: str, ids: t.Sequence[t.Any]) -> dict[str, t.Any]:
+        """Payloads of points, by id; those that are not there are left out."""
+        found = self._result(
+            "POST", f"/collections/{name}/points", {"ids": list(ids), "with_payload": True}, timeout=30
+        )
+        return {str(point["id"]): point.get("payload") for point in found}
+
+    def nearest(self, name: str, vector: t.Any, limit: int, using: str = "") -> list[tuple[str, float]]:
+        """Ids and scores of the points that are nearest, found by comparing with all of them."""
+        body = {"query": vector, "limit": limit, "params": {"exact": True}, **({"using": using} if using else {})}
+        found = self._result("POST", f"/collections/{name}/points/query", body, timeout=60)["points"]
+        return [(str(point["id"]), float(point["score"])) for point in found]
+
     def _result(self, method: str, path: str, body: t.Any = None, timeout: float | None = None) -> t.Any:
         answer = self._endpoint.expect(method, path, body, timeout=timeout)
         if not isinstance(answer, dict) or "result" not in answer:
@@ -131,3 +197,7 @@ class Qdrant:
                 self.host, self.port, f"a result from {method} {path}", repr(answer)[:100], "Is it Qdrant?"
             )
         return answer["result"]
+
+
+def _given(settings: t.Mapping[str, t.Any] | None) -> dict[str, t.Any]:
+    return {key: value for key, value in (settings or {}).items() if value is not None}

@@ -91,8 +91,9 @@ class Replication:
 class RedisClient:
     """One connection to one instance; it connects at the first command.
 
-    :param host: name or address; it must be in the server's certificate when the context checks names.
-    :param port: TCP port.
+    :param host: name or address; it must be in the server's certificate when the context checks names. A path names a
+        Unix socket.
+    :param port: TCP port; not used for a Unix socket.
     :param username: ACL user; empty for no authentication.
     :param password: its password; it is in no error's text.
     :param context: TLS client context; None for plain TCP, which only tests use.
@@ -197,7 +198,7 @@ class RedisClient:
         self._socket = self._reader = None
 
     def _connect(self) -> None:
-        raw = socket.create_connection((self.host, self.port), timeout=self.timeout)
+        raw = self._connected()
         try:
             connection = self._context.wrap_socket(raw, server_hostname=self.host) if self._context else raw
         except (OSError, ValueError):
@@ -221,6 +222,18 @@ class RedisClient:
                 f"{self.host}:{self.port}: expected to log in as {username or 'nobody'}, got "
                 f"{_first_word(str(reply))}. Is the password the one that was deployed?"
             )
+
+    def _connected(self) -> socket.socket:
+        if not self.host.startswith("/"):
+            return socket.create_connection((self.host, self.port), timeout=self.timeout)
+        local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            local.settimeout(self.timeout)
+            local.connect(self.host)
+        except OSError:
+            local.close()
+            raise
+        return local
 
     def _exchange(self, commands: t.Sequence[t.Sequence[str | int]]) -> list[t.Any]:
         if self._socket is None:

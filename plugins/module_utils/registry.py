@@ -33,7 +33,8 @@ DRAINING = "draining"
 ENTERING = "entering"
 #: Likewise after a failover: what did not come is lost.
 TAKING_OVER = "taking_over"
-#: The home's stores are being restored from a backup: nobody moves it meanwhile.
+#: An operator puts a backup in place of what the cell had: it serves nobody, it does not move, and no agent makes it
+#: active; restore.yml does, when all is validated.
 RESTORING = "restoring"
 #: States in which clients wait.
 HELD_STATES = (DRAINING, ENTERING, TAKING_OVER)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .backup_records import age_in_words
+
 WIDTH = 100
 #: Moves that the table shows; all of them are in the JSON.
 MOVES = 5
@@ -35,10 +37,31 @@ def render(info: t.Mapping[str, t.Any]) -> str:
         lines += [_clip(f"! {problem}") for problem in cell["problems"]]
         lines += [_clip(_move(move)) for move in cell.get("moves", [])[-MOVES:]]
         lines.append("")
+    if "backups" in info:
+        lines += [*_backups(info["backups"]), ""]
     lines.append(_clip(_registry_line(info["registry"])))
     lines.append(_clip(_certificate_line(info["certificate"])))
     lines.append(_clip(f"asked from {info['probed_from']} at {info['at']}, in {info['seconds']:.1f} s"))
     return "\n".join(lines)
+
+
+def _backups(backups: t.Mapping[str, t.Any]) -> list[str]:
+    """A row per kind, and in it each region's state; what an operator should look at below."""
+    if not backups["enabled"]:
+        return ["backups: none, the inventory has no group backup_repository"]
+    if backups["error"]:
+        return [_clip(f"backups: not known: {backups['error']}")]
+    lines = ["backup    cell     region  state      age       allowed   verified  size", "-" * WIDTH]
+    for line in backups["kinds"]:
+        mark = {"good": "", "unverified": "", "missing": "!"}.get(line["state"], "!")
+        lines.append(
+            _clip(
+                f"{line['kind']:<9} {line['cell']:<8} {line['region']:<7} {mark + line['state']:<10} "
+                f"{age_in_words(line['age']):<9} {age_in_words(line['rpo']):<9} "
+                f"{age_in_words(line['verified_age']):<9} {human_bytes(line['bytes']) if line['bytes'] else '-'}"
+            ).rstrip()
+        )
+    return lines + [_clip(f"! {warning}") for warning in backups["warnings"]]
 
 
 def _move(move: t.Mapping[str, t.Any]) -> str:

@@ -53,6 +53,9 @@ HOST_PORTS: dict[str, int] = {
     "vector_indexer_metrics": 2114,
     "edge_agent_metrics": 2115,
     "region_agent": 8443,
+    "pgbackrest": 8432,
+    "pgbackrest_repository": 8434,
+    "restic": 8433,
     "edge_https": 443,
     "edge_stats": 18405,
     "dns": 53,
@@ -71,7 +74,7 @@ CELL_PORT_STEP = 10
 
 #: Which ports of a host the other hosts of the topology may reach, by component.
 _HOST_OPENINGS: dict[str, tuple[str, ...]] = {
-    "postgres": ("region_agent",),
+    "postgres": ("region_agent", "pgbackrest"),
     "redis": ("region_agent",),
     "etcd": ("etcd_client", "etcd_peer"),
     "registry": ("registry_client", "registry_peer"),
@@ -80,6 +83,7 @@ _HOST_OPENINGS: dict[str, tuple[str, ...]] = {
     "orchestrator": ("orchestrator", "orchestrator_admin", "orchestrator_metrics", "vector_indexer_metrics"),
     "llm_service": ("llm_service",),
     "agent_core": ("agent_core", "agent_core_metrics"),
+    "backup_repository": ("pgbackrest_repository", "restic"),
 }
 #: Ports that anybody may reach, by component.
 _PUBLIC_OPENINGS: dict[str, tuple[str, ...]] = {"edge": ("edge_https",), "dns": ("dns",)}
@@ -264,6 +268,29 @@ def _check_groups(regions: list[str], groups: t.Mapping[str, t.Sequence[str]], w
             here = set(groups.get(_group_of(region), ()))
             if here and groups.get(component) and not here.intersection(groups[component]):
                 problems.append(f"the group '{component}' has no host in region '{region}': look at {where}")
+    return problems + _check_repositories(regions, groups, where)
+
+
+def _check_repositories(regions: list[str], groups: t.Mapping[str, t.Sequence[str]], where: str) -> list[str]:
+    """No group: no backups. Else one host per region, since that host is the one that takes its region's backups."""
+    wanted = groups.get("backup_repository")
+    if not wanted:
+        return []
+    problems = []
+    for region in regions:
+        here = [host for host in groups.get(_group_of(region), ()) if host in wanted]
+        if len(here) != 1:
+            found = ", ".join(here) or "none"
+            problems.append(
+                f"the group 'backup_repository' must have exactly one host in region '{region}' and has {found}: "
+                f"look at {where}"
+            )
+    for host in groups.get(WITNESS, ()):
+        if host in wanted:
+            problems.append(
+                f"the host '{host}' of the group 'backup_repository' is the witness, which holds no user data: "
+                f"look at {where}"
+            )
     return problems
 
 

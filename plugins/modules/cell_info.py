@@ -30,6 +30,10 @@ options:
     description: API key of Qdrant; the read-only one is enough.
     type: str
     required: true
+  backup_objectives:
+    description: The part C(backups) of C(config/objectives.yml); without it no backup is overdue.
+    type: dict
+    default: {}
   timeout:
     description: Seconds that one endpoint may take to answer.
     type: float
@@ -97,6 +101,15 @@ info:
     versions:
       description: Component to the version that was seen, with the hosts where they differ.
       type: dict
+    backups:
+      description:
+        - Whether there are any (C(enabled)), C(kinds), a line per kind, cell and region, and C(warnings), a sentence
+          each.
+        - A line has C(kind), C(cell), C(region), C(state) (V(good), V(failed), V(overdue), V(unverified) or
+          V(missing)), C(age) and C(rpo) in seconds, C(overdue), C(ok) (the last run), C(error), C(verified_age),
+          C(verified_ok), C(bytes), C(seconds) and C(id).
+        - A backup that is overdue or failed is a warning, and no problem of a cell, which serves as well as it did.
+      type: dict
     certificate:
       description: Of all certificates that were presented the first to expire, with C(host), C(not_after) and C(days).
       type: dict
@@ -118,6 +131,7 @@ def main() -> None:
             "redis_username": {"type": "str", "default": "monitor"},
             "redis_password": {"type": "str", "required": True, "no_log": True},
             "qdrant_api_key": {"type": "str", "required": True, "no_log": True},
+            "backup_objectives": {"type": "dict", "default": {}},
             "timeout": {"type": "float", "default": 1.5},
             **TLS_ARGUMENTS,
         },
@@ -133,7 +147,7 @@ def main() -> None:
             qdrant_api_key=params["qdrant_api_key"],
             timeout=params["timeout"],
         )
-        info = summarise(params["topology"], probe.observe())
+        info = summarise(params["topology"], probe.observe(), params["backup_objectives"])
     except ResilienceError as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(changed=False, info=info)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: dr_report
-short_description: Write the report on a move of a cell's home
+short_description: Write the report on a move of a cell's home, a restore, or a verification of backups
 version_added: "0.1.0"
 description:
   - Compares what a failover or a switchover measured with what was promised, and writes one HTML page, which needs no
@@ -19,13 +19,25 @@ description:
 options:
   move:
     description:
-      - What happened. C(cell) and C(kind) (V(failover), V(switchover) or V(automatic)) must be there.
+      - What happened. C(cell) and C(kind) (V(failover), V(switchover), V(automatic) or V(restore)) must be there.
       - All else is optional; C(from), C(to), C(epoch_before), C(epoch), C(operator), C(reason), C(started_at) (ISO
         8601), C(outcome) (V(done), V(refused), V(failed) or V(planned)), C(error), C(overrides), C(phases), C(gates),
         C(lag_before), C(rto_seconds), C(rpo), C(verified) and C(versions).
       - Without C(started_at) the files are named after the present time, so that each run makes new ones.
+      - Either this or O(verifications).
     type: dict
-    required: true
+  verifications:
+    description: What C(shannon-backup verify --json) said on all hosts; makes a report on a verification of backups.
+    type: list
+    elements: dict
+  silent:
+    description: With O(verifications), hosts that said nothing, and why.
+    type: dict
+    default: {}
+  started_at:
+    description: With O(verifications), when it began (ISO 8601).
+    type: str
+    default: ""
   objectives:
     description:
       - The content of C(config/objectives.yml); RTO and RPO in seconds for each kind of move.
@@ -77,8 +89,17 @@ json:
   description: Path of the same as JSON; the move, and C(verdicts), C(objectives) and C(steps).
   returned: success
   type: str
+lines:
+  description: A sentence for each backup.
+  returned: with O(verifications)
+  type: list
+  elements: str
+passed:
+  description: Whether every backup gave what its manifest says.
+  returned: with O(verifications)
+  type: bool
 verdicts:
-  description: What was measured, beside what was promised.
+  description: What was measured, beside what was promised; empty with O(verifications).
   returned: success
   type: list
   elements: dict
@@ -106,6 +127,7 @@ from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.shannon.resilience.plugins.module_utils import backup_report
 from ansible_collections.shannon.resilience.plugins.module_utils import files as disk
 from ansible_collections.shannon.resilience.plugins.module_utils.move_report import KINDS, document, moment, render
 
@@ -136,18 +158,55 @@ def is_there(path: str, content: bytes) -> bool:
         return False
 
 
+def keep(
+    module: AnsibleModule, start: datetime | None, name: str, found: dict[str, t.Any], page: str
+) -> dict[str, t.Any]:
+    """Write a report as a page and as JSON; returns where they are."""
+    folder = os.path.abspath(module.params["dest"])
+    stamp = (start or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
+    base = os.path.join(folder, f"{stamp}-{name}")
+    wanted = {
+        f"{base}.json": json.dumps(found, indent=2).encode() + b"\n",
+        f"{base}.html": page.encode("utf-8", "xmlcharrefreplace"),
+    }
+    try:
+        stale = [path for path, content in wanted.items() if not is_there(path, content)]
+        if stale and not module.check_mode:
+            disk.make_folders(folder, mode=0o700)
+            for path in stale:
+                disk.write(path, wanted[path], MODE)
+    except OSError as exc:
+        module.fail_json(
+            msg=f"cannot write the report into {folder}: {exc.filename or ''} {exc.strerror or exc}. Does the folder "
+            "belong to you, and is there room?"
+        )
+    return {"changed": bool(stale), "html": f"{base}.html", "json": f"{base}.json"}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "move": {"type": "dict", "required": True},
+            "move": {"type": "dict"},
+            "verifications": {"type": "list", "elements": "dict"},
+            "silent": {"type": "dict", "default": {}},
+            "started_at": {"type": "str", "default": ""},
             "objectives": {"type": "dict", "default": {}},
             "steps_file": {"type": "path"},
             "versions": {"type": "dict", "default": {}},
             "dest": {"type": "path", "required": True},
         },
+        required_one_of=[("move", "verifications")],
+        mutually_exclusive=[("move", "verifications")],
         supports_check_mode=True,
     )
     params = module.params
+    if params["verifications"] is not None:
+        found = backup_report.verification(
+            params["verifications"], params["silent"], params["started_at"], params["objectives"]
+        )
+        start = moment(params["started_at"])
+        written = keep(module, start, "verification-backups", found, backup_report.render(found))
+        module.exit_json(**written, verdicts=[], lines=backup_report.lines(found), passed=found["passed"])
     move = params["move"]
     # Both become part of a file's name.
     cell, kind = move.get("cell"), move.get("kind")
@@ -174,25 +233,8 @@ def main() -> None:
     if versions:
         move = {**move, "versions": versions}
     found = document(move, params["objectives"], steps)
-    folder = os.path.abspath(params["dest"])
-    stamp = (start or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
-    base = os.path.join(folder, f"{stamp}-{kind}-{cell}")
-    wanted = {
-        f"{base}.json": json.dumps(found, indent=2).encode() + b"\n",
-        f"{base}.html": render(found).encode("utf-8", "xmlcharrefreplace"),
-    }
-    try:
-        stale = [path for path, content in wanted.items() if not is_there(path, content)]
-        if stale and not module.check_mode:
-            disk.make_folders(folder, mode=0o700)
-            for path in stale:
-                disk.write(path, wanted[path], MODE)
-    except OSError as exc:
-        module.fail_json(
-            msg=f"cannot write the report into {folder}: {exc.filename or ''} {exc.strerror or exc}. Does the folder "
-            "belong to you, and is there room?"
-        )
-    module.exit_json(changed=bool(stale), html=f"{base}.html", json=f"{base}.json", verdicts=found["verdicts"])
+    written = keep(module, start, f"{kind}-{cell}", found, render(found))
+    module.exit_json(**written, verdicts=found["verdicts"])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ options:
         type: list
         elements: str
         default: []
+      execute:
+        description: Functions of the database C(postgres), with their argument types, that it may execute.
+        type: list
+        elements: str
+        default: []
       replication:
         description: Whether it may replicate; not touched when omitted.
         type: bool
@@ -232,6 +237,7 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "password": {"type": "str", "no_log": True},
         "member_of": {"type": "list", "elements": "str", "default": []},
+        "execute": {"type": "list", "elements": "str", "default": []},
         "replication": {"type": "bool"},
         "createdb": {"type": "bool"},
         "login": {"type": "bool"},

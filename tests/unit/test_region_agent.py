@@ -19,7 +19,7 @@ from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient, NoQuorumError
 from shannon.resilience.redis import Replication
 from shannon.resilience.region_lease import AUTHORITY, GRACE, LEASE_TTL, LEASES, PROMISE, RegionLeases
-from shannon.resilience.registry import CELLS, CellRecord, Registry
+from shannon.resilience.registry import CELLS, RESTORING, CellRecord, Registry
 from shannon.services.common.config import ConfigError
 from shannon.services.region_agent import diverged, keeper, settings, worker
 from shannon.services.region_agent.diverged import Notes
@@ -793,6 +793,15 @@ def take_time(site: Site, one: Host) -> None:
 def test_without_the_word_automatic_nobody_takes_over(site: Site) -> None:
     lose_home(site)
     take_time(site, site.host("b1"))
+    assert home(site) == ("a", 1)
+
+
+def test_a_cell_that_is_being_restored_is_not_taken_over(site: Site) -> None:
+    record = site.registry.get("main")
+    assert record
+    site.registry.compare_and_swap(record, replace(record, state=RESTORING), "restore", "ada")
+    lose_home(site)
+    take_time(site, site.host("b1", failover="automatic"))
     assert home(site) == ("a", 1)
 
 

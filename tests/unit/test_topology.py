@@ -56,6 +56,9 @@ def test_a_good_inventory_has_no_problem() -> None:
         ({"groups": groups_with(region_b=["b1", "b2", "a1"])}, ["'a1' is in region_a and region_b", "share a name"]),
         ({"groups": groups_with(region_c=["b2"])}, ["group 'region_c'", "'regions'"]),
         ({"groups": groups_with(postgres=[*DATA, "x1"])}, ["'x1'", "in no region"]),
+        ({"groups": groups_with(backup_repository=["a1"])}, ["'backup_repository'", "region 'b'", "has none"]),
+        ({"groups": groups_with(backup_repository=["a1", "a2", "b1"])}, ["exactly one", "region 'a'", "a1, a2"]),
+        ({"groups": groups_with(backup_repository=["a1", "b1", "w1"])}, ["'w1'", "witness"]),
         ({"addresses": {**ADDRESSES, "a2": ADDRESSES["a1"]}}, ["'a1' and 'a2'", "same address 192.0.2.1"]),
         ({"addresses": {**ADDRESSES, "a2": ""}}, ["'a2' has no address", "ansible_host"]),
         ({"addresses": {**ADDRESSES, "a2": "127.0.0.1"}}, ["'a2'", "no other host can reach"]),
@@ -105,7 +108,17 @@ def test_components_are_listed_by_site() -> None:
 def test_a_host_opens_only_the_ports_of_its_components() -> None:
     firewall = derive(REGIONS, CELLS, GROUPS, ADDRESSES)["firewall"]
     assert firewall["w1"] == [12379, 12380]
-    assert firewall["a2"] == [2379, 2380, 5432, 6333, 6335, 6379, 8008, 8443, 26379]
+    assert firewall["a2"] == [2379, 2380, 5432, 6333, 6335, 6379, 8008, 8432, 8443, 26379]
+
+
+def test_backups_are_optional_and_have_one_host_in_each_region() -> None:
+    assert problems(groups=groups_with(backup_repository=[])) == []
+    with_repositories = groups_with(backup_repository=["a2", "b2"])
+    assert problems(groups=with_repositories) == []
+    derived = derive(REGIONS, CELLS, with_repositories, ADDRESSES)
+    assert derived["components"]["backup_repository"] == {"a": ["a2"], "b": ["b2"]}
+    assert {8433, 8434} <= set(derived["firewall"]["a2"])
+    assert not {8433, 8434} & set(derived["firewall"]["a1"])
 
 
 def test_a_dns_server_is_open_to_everybody_over_both_protocols() -> None:

@@ -21,7 +21,7 @@ from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.patroni import Patroni
 from shannon.resilience.redis import RedisClient, Replication
 from shannon.resilience.region_lease import AUTHORITY, GRACE, PROMISE, RegionLeases, View
-from shannon.resilience.registry import TAKING_OVER, CellRecord, Registry
+from shannon.resilience.registry import RESTORING, TAKING_OVER, CellRecord, Registry
 from shannon.services.common import logs
 
 from .fence import Fence
@@ -206,6 +206,8 @@ class Keeper:
         lost = (
             self._settings.failover == "automatic"
             and record is not None
+            # What the standby has is about to be replaced, too.
+            and record.state != RESTORING
             and view.lease is None
             and view.held is not None
             and (view.held.region, view.held.epoch) == (record.home, record.epoch)

@@ -18,7 +18,7 @@ from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.markers import exactly, marker_of
 from shannon.resilience.region_lease import DIVERGED, POSITIONS, REJOIN, SERVING, Position, RegionLease, Serving
-from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord
+from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, RESTORING, TAKING_OVER, CellRecord
 from shannon.resilience.registry_keys import MOVES
 from shannon.services.common import logs
 
@@ -180,11 +180,16 @@ class Worker:
         elif conducts:
             self._promote(standing)
         primary = ""
-        if conducts:
+        if record.state == RESTORING:
+            # Redis' primary follows the restored copy for a while: nobody may take it for dead, or make it a primary.
+            if standing.local.redis is not None:
+                self.redis.watch(False)
+        elif conducts:
             primary = self.redis.be_home()
         serving = standing.view.serving
         serves = serving is not None and serving.epoch == record.epoch
-        if serves and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
+        open_to_all = serves and record.state != RESTORING
+        if open_to_all and standing.local.redis is not None and self.redis.primary_of(self._settings.region):
             self.redis.watch(True)
         if not conducts or lease is None:
             self._withdraw()
@@ -274,7 +279,7 @@ class Worker:
 
     def _let_in(self, record: CellRecord) -> None:
         """Have the edges let go of the requests that wait for this region."""
-        if record.state != ACTIVE:
+        if record.state not in (ACTIVE, RESTORING):
             operator = f"region agent of {self._settings.host}"
             new = replace(record, state=ACTIVE)
             self._keeper.registry.compare_and_swap(record, new, f"region {record.home} serves", operator)

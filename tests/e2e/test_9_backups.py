@@ -1,0 +1,344 @@
+"""Backups restore: a deleted table comes back to the second before, out of either region's repository.
+
+Each restore is made by restore.yml as an operator would, while the stack runs; what was there before is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+import moves
+import pytest
+import shannon_api as services
+
+import lab
+
+REPOSITORY = {"a": "a3", "b": "b3"}
+RUNNER = "/usr/local/sbin/shannon-backup"
+STATE = "/var/lib/shannon/backup"
+TABLE = "public.e2e_backups"
+STOP = ("-e", "restore_stop_writes=true", "-e", "reason=e2e")
+
+
+@pytest.fixture(scope="module")
+def backed_up(deployed: dict[str, float]) -> t.Iterator[float]:
+    """A table of our own, and a backup of everything; yields how long taking all of them took."""
+    moves.bring_home()
+    psql(f"DROP TABLE IF EXISTS {TABLE}")
+    psql(f"CREATE TABLE {TABLE} (id int PRIMARY KEY, word text NOT NULL)")
+    psql(f"INSERT INTO {TABLE} SELECT n, md5(n::text) FROM generate_series(1, 5000) n")
+    began = time.time()
+    lab.playbook("backup", "-e", "type=full", timeout=600)
+    yield time.time() - began
+    moves.bring_home()
+    psql(f"DROP TABLE IF EXISTS {TABLE}")
+
+
+def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
+    with capsys.disabled():
+        print("\n  " + "\n  ".join(lines))
+
+
+def leader() -> lab.Host:
+    """The host of PostgreSQL's primary."""
+    cell = lab.status()["cells"]["main"]
+    for member in cell["postgres"][cell["home"]]["members"]:
+        if member["role"] == "primary":
+            return lab.Host(member["name"])
+    raise lab.LabError(f"no primary: {cell['problems']}")
+
+
+def psql(statement: str, host: lab.Host | None = None) -> str:
+    """Run a statement as PostgreSQL's superuser on the primary's host."""
+    command = "runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -p 5432 -d shannon"
+    return (host or leader()).sh(command, stdin=statement).strip()
+
+
+def table() -> str:
+    """Rows and checksum of our table."""
+    return psql(f"SELECT count(*), md5(string_agg(id || word, ',' ORDER BY id)) FROM {TABLE}")
+
+
+def runner(host: str, *words: str, check: bool = True, timeout: float = 300) -> t.Any:
+    """What the runner on a repository's host prints as JSON."""
+    said = lab.Host(host).sh(f"{RUNNER} {' '.join(words)} --json", check=check, timeout=timeout)
+    return json.loads(said) if said.strip() else None
+
+
+def restore(*options: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    return lab.playbook("restore", "-e", "cell=main", *options, check=check, timeout=timeout)
+
+
+def seconds_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The phases that restore.yml printed, in a line."""
+    lines = [line.strip(" -'\",") for line in done.stdout.splitlines()]
+    names = ("close", "postgres", "redis", "qdrant", "start", "validate")
+    phases = [line.split() for line in lines if line.startswith(names) and " s " in f"{line} "]
+    return ", ".join(f"{words[0]} {words[1]} s" for words in phases if len(words) > 1)
+
+
+def delete_the_table() -> tuple[str, str]:
+    """Drop our table; what was in it, and the second before."""
+    expected = table()
+    time.sleep(1.5)
+    before = psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'")
+    time.sleep(1.5)
+    psql(f"DROP TABLE {TABLE}")
+    psql("CREATE TABLE public.e2e_later (id int)")
+    return expected, before
+
+
+def assert_it_is_back(expected: str) -> None:
+    assert table() == expected
+    # What came after the point is gone: it is that point, and not the latest.
+    assert psql("SELECT to_regclass('public.e2e_later') IS NULL") == "t"
+    for member in moves.HOSTS["a"] + moves.HOSTS["b"]:
+        host = lab.Host(member)
+        lab.wait_for(
+            lambda host=host: psql(f"SELECT count(*) FROM {TABLE}", host) == expected.split("|")[0],
+            f"the restored table on {member}",
+            60,
+        )
+
+
+def test_all_kinds_are_in_both_regions_and_in_the_status(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
+    found = lab.status()
+    lines = found["backups"]["kinds"]
+    assert {line["region"] for line in lines} == {"a", "b"}
+    wanted = {"postgres", "dump", "redis", "qdrant", "registry", "config"}
+    assert {line["kind"] for line in lines} == wanted
+    bad = [line for line in lines if line["age"] is None or line["overdue"] or line["ok"] is False]
+    assert not bad, bad
+    assert found["cells"]["main"]["healthy"]
+    text = lab.Host("b3").sh(f"cat {STATE}/metrics/shannon_backup.prom")
+    assert 'shannon_backup_overdue{kind="redis",cell="main",region="b"} 0' in text
+    sizes = ", ".join(f"{one['kind']} {one['bytes'] / 1e6:.1f} MB" for one in lines if one["region"] == "b")
+    show(capsys, f"backups of all kinds in both regions: {backed_up:.0f} s; {sizes}")
+
+
+def test_each_restores_to_what_it_was_taken_from(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(moves.REPORTS.glob("*-verification-backups.json"))
+    began = time.time()
+    lab.playbook("verify_backups", timeout=600)
+    took = time.time() - began
+    (report,) = set(moves.REPORTS.glob("*-verification-backups.json")) - before
+    document = json.loads(report.read_text())
+    assert document["passed"] and len(document["runs"]) == 12, document
+    lines = lab.status()["backups"]["kinds"]
+    assert {line["state"] for line in lines} == {"good"}, lines
+    show(capsys, f"verify_backups.yml: {took:.0f} s for {len(document['runs'])} backups")
+
+
+def test_a_tampered_backup_is_found_out(backed_up: float) -> None:
+    """A byte of the newest file of region a's repository is changed behind the server's back."""
+    host = lab.Host("a3")
+    runner("a3", "run", "dump")
+    newest = f"find {STATE}/restic/data -type f -printf '%T@ %p\\n' | sort -n | tail -n 2 | cut -d' ' -f2"
+    packs = host.sh(newest).split()
+    for pack in packs:
+        host.sh(f"cp -a {pack} /root/{Path(pack).name} && chmod u+w {pack}")
+        host.sh(f"printf XXXX | dd of={pack} bs=1 seek=40 conv=notrunc 2>/dev/null")
+    try:
+        done = lab.playbook("verify_backups", "-e", "kind=dump", "-e", "backup_region=a", check=False, timeout=300)
+        assert done.returncode != 0 and "FAILED" in done.stdout
+        lines = lab.status()["backups"]
+        assert any("dump" in warning and "region a failed" in warning for warning in lines["warnings"]), lines
+    finally:
+        for pack in packs:
+            host.sh(f"cp -a /root/{Path(pack).name} {pack} && rm /root/{Path(pack).name}")
+    lab.playbook("verify_backups", "-e", "kind=dump", "-e", "backup_region=a", timeout=300)
+
+
+def test_a_wrong_key_is_said(backed_up: float) -> None:
+    host = lab.Host("b3")
+    host.sh(
+        "rm -rf /run/wrong && mkdir -m 755 /run/wrong && cp /etc/shannon/credentials/backup/* /run/wrong/ && "
+        "echo wrong > /run/wrong/restic_b && chown -R root:shannon-backup /run/wrong && "
+        "sed 's#/etc/shannon/credentials/backup#/run/wrong#' /etc/shannon/backup/backup.json > /run/wrong/backup.json"
+        " && chmod -R g+rX /run/wrong"
+    )
+    try:
+        said = host.sh(f"{RUNNER} --config /run/wrong/backup.json list --kind redis 2>&1 || true")
+        assert "password" in said.lower() or "key" in said.lower(), said
+    finally:
+        host.sh("rm -rf /run/wrong")
+
+
+def test_a_killed_backup_is_told_of_and_the_next_goes_on(backed_up: float) -> None:
+    host = lab.Host("b3")
+    host.sh(f"systemd-run --quiet --collect --unit=e2e-backup {RUNNER} run dump")
+    lab.wait_for(
+        lambda: bool(host.sh(f"cat {STATE}/running.json 2>/dev/null", check=False)), "the run", 30, interval=0.1
+    )
+    host.sh("systemctl kill --signal=KILL e2e-backup")
+    (run,) = runner("b3", "run", "redis")
+    assert run["ok"], run
+    killed = next(line for line in lab.status()["backups"]["kinds"] if (line["kind"], line["region"]) == ("dump", "b"))
+    assert killed["state"] == "failed" and "killed" in killed["error"], killed
+    (again,) = runner("b3", "run", "dump")
+    assert again["ok"], again
+    assert not host.sh(f"ls {STATE}/scratch").strip()
+
+
+def test_one_region_out_of_reach_does_not_stop_the_others_backups(backed_up: float) -> None:
+    lab.Host("a3").sh("systemctl stop shannon-restic")
+    try:
+        (run,) = runner("b3", "run", "redis", timeout=200)
+        assert run["ok"] and run["regions"] == ["b"] and "region a did not take it" in run["error"], run
+    finally:
+        lab.Host("a3").sh("systemctl start shannon-restic")
+    assert runner("b3", "run", "redis")[0]["regions"] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-e", "cell=nowhere"], "must be one of main"),
+        (["-e", "to=2001-01-01 00:00:00+00", "-e", "store=postgres", *STOP], "Nothing was changed"),
+        (["-e", "store=postgres", "-e", "reason=e2e"], "writes flow"),
+        (["-e", "from_region=c"], "one of a, b"),
+    ],
+)
+def test_what_must_not_begin_changes_nothing(backed_up: float, options: list[str], words: str) -> None:
+    before = moves.record()
+    done = lab.playbook("restore", "-e", "cell=main", *options, check=False)
+    assert done.returncode != 0 and words in " ".join((done.stdout + done.stderr).split()), done.stdout[-3000:]
+    assert moves.record() == before
+
+
+def test_a_sandbox_leaves_the_live_cell_alone(backed_up: float) -> None:
+    before, expected = moves.record(), table()
+    done = restore("-e", "store=postgres", "-e", "sandbox=true", "-e", "sandbox_host=b3")
+    assert "postgres: good" in done.stdout, done.stdout[-3000:]
+    assert (moves.record(), table()) == (before, expected)
+
+
+def test_a_deleted_table_comes_back_out_of_the_homes_repository(
+    backed_up: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, before = delete_the_table()
+    began = time.time()
+    done = restore("-e", "store=postgres", "-e", f"to={before}", *STOP)
+    took = time.time() - began
+    assert_it_is_back(expected)
+    assert moves.record()["state"] == "active"
+    moves.wait_until_whole()
+    show(capsys, f"a deleted table restored in {took:.0f} s: {seconds_of(done)}")
+
+
+def test_a_killed_restore_stays_closed_and_goes_on_out_of_the_other_regions_repository(
+    backed_up: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The full backup and the WAL of the new timeline are in region b's repository as well."""
+    runner("b3", "run", "postgres", "--type", "diff")
+    expected, before = delete_the_table()
+    options = ["-e", "store=postgres", "-e", f"to={before}", "-e", "from_region=b", *STOP]
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(lab.INVENTORY),
+               "playbooks/restore.yml", "-e", "cell=main", *options]  # fmt: skip
+    with subprocess.Popen(command, cwd=lab.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          start_new_session=True) as process:  # fmt: skip
+        try:
+            lab.wait_for(lambda: moves.record()["state"] == "restoring", "the restore to begin", 120)
+            time.sleep(12)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    cell = lab.status()["cells"]["main"]
+    assert cell["state"] == "restoring" and not cell["healthy"]
+    refused = moves.move("switchover", "b", check=False)
+    assert refused["status"] != 0 and "is being restored" in refused["error"], refused
+    other = restore("-e", "store=redis", *STOP, check=False)
+    assert other.returncode != 0 and "was not finished" in " ".join(other.stdout.split())
+    began = time.time()
+    restore(*options)
+    took = time.time() - began
+    assert_it_is_back(expected)
+    moves.wait_until_whole()
+    show(capsys, f"a killed restore went on and ended in {took:.0f} s")
+
+
+def test_a_lost_qdrant_answers_as_before(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
+    count = int(
+        services.sql("SELECT count(DISTINCT point_id) FROM vector_log WHERE collection = 'task_embeddings'")[0][0]
+    )
+
+    def points(region: str) -> int:
+        path = "/collections/task_embeddings/points/count"
+        code, answer = services.qdrant(f"{region}3", "POST", path, {"exact": True})
+        return int(answer["result"]["count"]) if code == 200 else -1
+
+    lab.wait_for(lambda: points("a") == count, "all vectors before", 60, lambda: f"{points('a')} of {count}")
+    runner("b3", "run", "qdrant")
+    for name in ("task_embeddings", "indexer_positions"):
+        assert services.qdrant("a3", "DELETE", f"/collections/{name}")[0] == 200
+    began = time.time()
+    done = restore("-e", "store=qdrant", "-e", "from_region=b", *STOP)
+    lab.wait_for(
+        lambda: points("a") == points("b") == count, "all vectors again", 120, lambda: f"{points('a')} of {count}"
+    )
+    show(capsys, f"a lost Qdrant restored in {time.time() - began:.0f} s: {seconds_of(done)}; {count} vectors")
+    moves.wait_until_whole()
+
+
+_REDIS = """
+import json, redis
+client = redis.Redis(
+    host="localhost", port=16379, username="app", password={password!r}, decode_responses=True, socket_timeout=10,
+    ssl=True, ssl_ca_certs="{pki}/ca.crt", ssl_certfile="{pki}/host.crt", ssl_keyfile="{pki}/host.key",
+)
+{work}
+"""
+
+
+def redis(work: str) -> str:
+    """Run some lines with a client of the cell's Redis."""
+    source = _REDIS.format(password=lab.secret("redis_app"), pki=services.PKI, work=work)
+    return services.service_python("a1", source).strip()
+
+
+def test_a_lost_redis_comes_back(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = "[client.set('shannon:e2e:backup:%d' % n, n) for n in range(500)]"
+    redis(keys)
+    runner("b3", "run", "redis")
+    redis("[client.delete('shannon:e2e:backup:%d' % n) for n in range(500)]")
+    began = time.time()
+    done = restore("-e", "store=redis", *STOP)
+    found = redis("print(sum(client.get('shannon:e2e:backup:%d' % n) == str(n) for n in range(500)))")
+    assert found == "500"
+    show(capsys, f"a lost Redis restored in {time.time() - began:.0f} s: {seconds_of(done)}")
+    redis("[client.delete('shannon:e2e:backup:%d' % n) for n in range(500)]")
+    moves.wait_until_whole()
+
+
+def test_with_the_home_region_dead_the_other_ones_repository_is_enough(
+    backed_up: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Across the timeline of the failover: the table is deleted in the new home, and comes back there."""
+    runner("b3", "run", "postgres", "--type", "incr")
+    moves.kill("a")
+    try:
+        lab.wait_for(lambda: not _lease(), "the end of region a's lease", 40)
+        moves.move("failover", "b")
+        moves.wait_for_home("b")
+        expected, before = delete_the_table()
+        began = time.time()
+        done = restore(
+            "--limit", "localhost:region_b:witness", "-e", "store=postgres", "-e", f"to={before}",
+            "-e", "from_region=b", *STOP,
+        )  # fmt: skip
+        took = time.time() - began
+        assert table() == expected
+    finally:
+        moves.start("a")
+    moves.wait_until_whole(300)
+    assert_it_is_back(expected)
+    show(capsys, f"with region a dead, restored in {took:.0f} s: {seconds_of(done)}")
+
+
+def _lease() -> str:
+    return moves.registry("w1", "get", "/shannon/leases/main")

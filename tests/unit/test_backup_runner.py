@@ -1,0 +1,329 @@
+"""The runner: guards before anything is written, one run at a time, and the registry is told whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import typing as t
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pydantic")
+
+from fake_etcd import FakeCluster
+
+from shannon.resilience.backup_records import LOCK, judge, stamp
+from shannon.resilience.errors import ResilienceError, WaitTimeout
+from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.registry import RESTORING, Registry
+from shannon.services.backup import metrics
+from shannon.services.backup.kinds.base import Found, Made, Sandbox
+from shannon.services.backup.kinds.config import ConfigKind, differences, hashes
+from shannon.services.backup.lock import Lock
+from shannon.services.backup.runner import Runner, Skipped, Spaces, Stopped, moment
+from shannon.services.backup.settings import Cell, Settings, load
+
+START = datetime(2026, 11, 28, 12, 0, 0, tzinfo=timezone.utc)
+OBJECTIVES = {"redis": {"rpo": 7200}}
+
+
+@dataclass
+class FakeKind:
+    """A kind that keeps its backups in a list."""
+
+    name: str = "redis"
+    per_cell: bool = True
+    each_region: bool = False
+    error: BaseException | None = None
+    wrong: list[str] = field(default_factory=list)
+    kept: list[Found] = field(default_factory=list)
+    regions: tuple[str, ...] = ("a", "b")
+    seen: list[Path] = field(default_factory=list)
+
+    def backup(self, cell: Cell | None, type_: str, staging: Path) -> Made:
+        self.seen.append(staging)
+        (staging / "dump.rdb").write_text("x")
+        if self.error:
+            raise self.error
+        self.kept.append(Found(f"id{len(self.kept)}", "b", START.timestamp() + len(self.kept), 500))
+        return Made(self.kept[-1].id, 500, list(self.regions), {"keys": 3}, [], {"keys": 3})
+
+    def found(self, cell: Cell | None, region: str) -> list[Found]:
+        return list(self.kept)
+
+    def fetch(self, cell: Cell | None, found: Found, into: Path) -> dict[str, t.Any]:
+        into.mkdir(parents=True, exist_ok=True)
+        return {"keys": 3}
+
+    @contextlib.contextmanager
+    def sandbox(self, cell: Cell | None, found: Found, folder: Path, to: str) -> t.Iterator[Sandbox]:
+        self.seen.append(folder)
+        if self.error:
+            raise self.error
+        yield Sandbox(self.wrong, {"keys": 3}, "somewhere")
+
+
+@dataclass
+class World:
+    settings: Settings
+    client: EtcdClient
+    now: datetime = START
+    slept: list[float] = field(default_factory=list)
+    room: Spaces = field(default_factory=lambda: Spaces(1000, 900))
+
+    def runner(self, region: str = "b", *kinds: FakeKind) -> Runner:
+        settings = self.settings.model_copy(update={"region": region, "host": f"{region}3"})
+        known = {kind.name: kind for kind in kinds}
+        return Runner(settings, self.client, known, lambda: self.now, lambda _path: self.room, self.slept.append)
+
+    @property
+    def cell(self) -> Cell:
+        return self.settings.cell("main")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> t.Iterator[World]:
+    written = tmp_path / "backup.json"
+    written.write_text(
+        json.dumps(
+            {
+                "host": "b3",
+                "region": "b",
+                "regions": ["a", "b"],
+                "repositories": {
+                    region: {"host": f"{region}3", "address": "192.0.2.3", "restic": "rest:https://192.0.2.3:8433/"}
+                    for region in ("a", "b")
+                },
+                "cells": [{"name": "main", "home": "a", "postgres": {}, "redis": {}}],
+                "registry": ["192.0.2.1:12379"],
+                "state": str(tmp_path / "state"),
+                "objectives": OBJECTIVES,
+                "home_delay": 900,
+                "lock_wait": 0.2,
+            }
+        )
+    )
+    (tmp_path / "state").mkdir()
+    with FakeCluster(3) as cluster:
+        client = EtcdClient(cluster.endpoints, timeout=0.5)
+        Registry(client).create("main", "a")
+        yield World(load(written), client)
+
+
+def test_a_good_run_is_told_and_leaves_nothing_behind(world: World) -> None:
+    kind = FakeKind()
+    run = world.runner("b", kind).run(kind, world.cell)
+    assert not isinstance(run, Skipped)
+    assert run.ok and run.id == "id0" and run.regions == ["a", "b"] and run.good["id"] == "id0"
+    stored = world.runner().records.get("redis", "main", "b")
+    assert stored == run
+    assert not kind.seen[0].exists()
+    assert world.client.get(LOCK) is None
+    assert not (Path(world.settings.state) / "running.json").exists()
+
+
+@pytest.mark.parametrize("error", [ResilienceError("no replica answers"), RuntimeError("a fault of its own")])
+def test_a_failed_run_is_told_and_keeps_the_last_good_one(world: World, error: Exception) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    runner.run(kind, world.cell)
+    kind.error = error
+    run = runner.run(kind, world.cell)
+    assert not isinstance(run, Skipped)
+    assert not run.ok and str(error) in run.error and run.good["id"] == "id0"
+    assert world.client.get(LOCK) is None
+
+
+def test_a_run_that_is_told_to_stop_says_so(world: World) -> None:
+    kind = FakeKind(error=Stopped())
+    runner = world.runner("b", kind)
+    with pytest.raises(Stopped):
+        runner.run(kind, world.cell)
+    stored = runner.records.get("redis", "main", "b")
+    assert stored and not stored.ok and "told to stop" in stored.error
+    assert world.client.get(LOCK) is None
+
+
+def test_a_killed_run_is_told_of_by_the_next(world: World) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    left = {"kind": "dump", "cell": "main", "region": "b", "host": "b3", "started_at": stamp(START), "type": ""}
+    state = Path(world.settings.state)
+    (state / "running.json").write_text(json.dumps({**left, "verification": False}))
+    (state / "scratch" / "dump-main-x").mkdir(parents=True)
+    (state / "scratch" / "kept-redis-main-y").mkdir()
+    runner.run(kind, world.cell)
+    killed = runner.records.get("dump", "main", "b")
+    assert killed and not killed.ok and "killed" in killed.error
+    assert [path.name for path in (state / "scratch").iterdir()] == ["kept-redis-main-y"]
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(world: World) -> None:
+    kind = FakeKind()
+    world.room = Spaces(1000, 90)
+    run = world.runner("b", kind).run(kind, world.cell)
+    assert not isinstance(run, Skipped)
+    assert not run.ok and "must stay free" in run.error and kind.seen == []
+
+
+def test_a_disk_that_would_become_full_is_refused_by_what_the_last_one_took(world: World) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    assert runner.run(kind, world.cell).ok  # type: ignore[union-attr]
+    world.room = Spaces(1000, 590)
+    assert not runner.run(kind, world.cell).ok  # type: ignore[union-attr]
+    world.room = Spaces(1000, 610)
+    assert runner.run(kind, world.cell).ok  # type: ignore[union-attr]
+
+
+def test_only_one_works_at_a_time(world: World) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    with Lock(world.client, {"host": "a3", "doing": "backup of qdrant"}, 1):
+        with pytest.raises(WaitTimeout, match="backup of qdrant"):
+            runner.run(kind, world.cell)
+        assert kind.seen == []
+    assert runner.run(kind, world.cell).ok  # type: ignore[union-attr]
+
+
+def test_the_home_region_waits_when_a_timer_runs_it_and_the_standby_does_not(world: World) -> None:
+    kind = FakeKind()
+    world.runner("b", kind).run(kind, world.cell, scheduled=True)
+    assert world.slept == []
+    world.runner("a", kind).run(kind, world.cell, scheduled=True)
+    assert world.slept == [900]
+
+
+def test_what_the_standby_stored_in_both_regions_is_not_taken_again(world: World) -> None:
+    kind = FakeKind()
+    world.runner("b", kind).run(kind, world.cell, scheduled=True)
+    skipped = world.runner("a", kind).run(kind, world.cell, scheduled=True)
+    assert isinstance(skipped, Skipped) and "region b stored one" in skipped.reason
+    world.now += timedelta(seconds=3601)  # half of the objective
+    assert not isinstance(world.runner("a", kind).run(kind, world.cell, scheduled=True), Skipped)
+
+
+def test_what_the_standby_could_not_store_here_is_taken(world: World) -> None:
+    kind = FakeKind(regions=("b",))
+    world.runner("b", kind).run(kind, world.cell, scheduled=True)
+    assert not isinstance(world.runner("a", kind).run(kind, world.cell, scheduled=True), Skipped)
+
+
+def test_each_region_fills_its_own_repository_of_postgres(world: World) -> None:
+    kind = FakeKind(name="postgres", each_region=True)
+    world.runner("b", kind).run(kind, world.cell, scheduled=True)
+    assert not isinstance(world.runner("a", kind).run(kind, world.cell, scheduled=True), Skipped)
+
+
+def test_an_operator_is_not_made_to_wait_nor_skipped(world: World) -> None:
+    kind = FakeKind()
+    world.runner("b", kind).run(kind, world.cell)
+    assert not isinstance(world.runner("a", kind).run(kind, world.cell), Skipped)
+    assert world.slept == []
+    world.now += timedelta(seconds=10)
+    before, after = START.timestamp() - 5, START.timestamp() + 5
+    assert isinstance(world.runner("a", kind).run(kind, world.cell, since=before), Skipped)
+    assert not isinstance(world.runner("a", kind).run(kind, world.cell, since=after), Skipped)
+
+
+def test_a_cell_that_is_being_restored_is_not_backed_up(world: World) -> None:
+    kind = FakeKind()
+    registry = Registry(world.client)
+    record = registry.get("main")
+    assert record is not None
+    registry.compare_and_swap(record, replace(record, state=RESTORING), "restore", "alice")
+    assert isinstance(world.runner("b", kind).run(kind, world.cell), Skipped)
+
+
+def test_a_verification_is_told_beside_the_run(world: World) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    runner.run(kind, world.cell)
+    good = runner.verify(kind, world.cell)
+    assert good.ok and good.id == "id0" and good.summary["keys"] == 3
+    kind.wrong = ["keys: 2, was 3"]
+    bad = runner.verify(kind, world.cell)
+    assert not bad.ok and bad.differences == kind.wrong and "keys: 2, was 3" in bad.error
+    found = runner.records.everything()["main/redis/b"]
+    assert found["run"]["ok"] and not found["verified"]["ok"]
+    assert not kind.seen[-1].exists()
+
+
+def test_a_verification_without_a_backup_fails(world: World) -> None:
+    kind = FakeKind()
+    run = world.runner("b", kind).verify(kind, world.cell)
+    assert not run.ok and "no backup of redis of cell main" in run.error
+
+
+def test_backups_are_chosen_by_time_or_by_name(world: World) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    for _number in range(3):
+        runner.run(kind, world.cell)
+    assert runner.choose(kind, world.cell, "b").id == "id2"
+    assert runner.choose(kind, world.cell, "b", "2026-11-28 12:00:01+00").id == "id1"
+    assert runner.choose(kind, world.cell, "b", "time:2026-11-28 12:00:02").id == "id2"
+    assert runner.choose(kind, world.cell, "b", "backup:id0").id == "id0"
+    with pytest.raises(ResilienceError, match="as old as"):
+        runner.choose(kind, world.cell, "b", "2026-11-28 11:59:59+00")
+    with pytest.raises(ResilienceError, match="no backup nope"):
+        runner.choose(kind, world.cell, "b", "backup:nope")
+    with pytest.raises(ResilienceError, match="is no time"):
+        moment("yesterday")
+
+
+def test_a_lost_lock_fails_the_run(world: World) -> None:
+    lock = Lock(world.client, {"host": "a3"}, 1)
+    with lock:
+        lock.lost.set()
+        with pytest.raises(ResilienceError, match="lock of backups was lost"):
+            lock.check()
+
+
+def test_the_configuration_is_whole_and_a_changed_file_is_found_out(world: World, tmp_path: Path) -> None:
+    source = tmp_path / "etc"
+    (source / "pki").mkdir(parents=True)
+    (source / "pki" / "host.key").write_text("secret")
+    (source / "a.json").write_text("{}")
+    incoming = world.settings.folder("incoming")
+    (incoming / "controller.tar.gz").write_text("archive")
+    settings = world.settings.model_copy(update={"config_paths": [str(source)]})
+    kind = ConfigKind(settings, t.cast("t.Any", None))
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    manifest = kind.fill(None, folder)
+    assert manifest["controller"] and manifest["left_out"] == [] and len(manifest["files"]) == 3
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with kind.prove(None, folder) as sandbox:
+        assert sandbox.differences == []
+    changed = next(folder.rglob("host.key"))
+    changed.write_text("else")
+    with kind.prove(None, folder) as sandbox:
+        assert len(sandbox.differences) == 1 and "host.key is not what it was" in sandbox.differences[0]
+    changed.unlink()
+    assert "is missing" in differences(manifest["files"], hashes(folder))[0]
+
+
+def test_metrics_have_a_line_for_each_figure(world: World) -> None:
+    kind = FakeKind()
+    runner = world.runner("b", kind)
+    runner.run(kind, world.cell)
+    lines = judge(runner.records.everything(), OBJECTIVES, ["main"], ["a", "b"], START + timedelta(hours=3))
+    text = metrics.render(lines, 5, 10)
+    assert 'shannon_backup_age_seconds{kind="redis",cell="main",region="b"} 10800' in text
+    assert 'shannon_backup_overdue{kind="redis",cell="main",region="a"} 1' in text
+    assert 'shannon_backup_last_run_ok{kind="redis",cell="main",region="b"} 1' in text
+    assert "shannon_backup_repository_free_bytes 5" in text
+    assert all(line.startswith("#") or " " in line for line in text.splitlines())
+
+
+def test_settings_say_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "backup.json"
+    with pytest.raises(ResilienceError, match="--tags backup"):
+        load(path)
+    path.write_text('{"host": 1}')
+    with pytest.raises(ResilienceError, match="region"):
+        load(path)
