@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo lab lab-down site status test lint unit sanity package docs docs-check molecule e2e proto bench build clean
+.PHONY: help env demo lab lab-down site status test lint unit sanity package docs docs-check molecule e2e soak proto bench build clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9][a-z0-9 -]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,7 +46,8 @@ package: env ## gate: the collection builds, installs and works elsewhere
 sanity: env ## gate: ansible-test sanity
 molecule: env ## gate: every role on plain images (SCENARIOS="etcd redis": these only)
 e2e: env ## gate: the whole thing on the lab
-lint unit docs-check package sanity molecule e2e:
+soak: env ## outside of make test: odd faults, a lost registry, each disaster that a backup is for, on the lab
+lint unit docs-check package sanity molecule e2e soak:
 	python3 tools/gates.py $@
 
 docs: env ## write docs/roles anew from the roles' argument specs

@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 import typing as t
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ REPOSITORY_CONFIG = "/etc/pgbackrest/repository.conf"
 MISMATCH = 28
 #: What is put after a data folder's path to name the configuration that its recovery reads.
 RESTORE_CONFIG = ".pgbackrest.conf"
+#: pgBackRest's number for a lock that somebody else has, and how many seconds it is waited for.
+LOCKED, LOCK_WITHIN = 50, 60.0
 _ERROR = re.compile(r"ERROR: \[(\d{3})\]: (.*)", re.S)
 _SEGMENT_FILE = re.compile(r"(?:^|/)([0-9A-F]{24})-[0-9a-f]{40}")
 _HISTORY_FILE = re.compile(r"(?:^|/)([0-9A-F]{8})\.history$")
@@ -110,7 +113,7 @@ class PgBackRest:
         """
         with self._reachable() as config:
             try:
-                self._run(["stanza-create"], config)
+                self._when_free(["stanza-create"], config)
             except PgBackRestError as exc:
                 if exc.code != MISMATCH:
                     raise
@@ -120,7 +123,7 @@ class PgBackRest:
                         "nothing is archived or backed up. Restore the cell from it (restore.yml), or, when the old "
                         f"backups are given up, have state=present with upgrade=true: {exc}"
                     )
-                self._run(["stanza-upgrade"], config)
+                self._when_free(["stanza-upgrade"], config)
         return ""
 
     def check(self) -> None:
@@ -197,6 +200,21 @@ class PgBackRest:
 
     def _where(self) -> str:
         return f"{socket.gethostname()}: stanza {self.stanza}, repository {self.repo} ({self.config})"
+
+    def _when_free(self, arguments: list[str], config: str) -> None:
+        """Run what needs the lock that a push of WAL holds for a moment; a primary without a stanza tries all the time.
+
+        :raises PgBackRestError: it failed, or the lock was not free within LOCK_WITHIN seconds.
+        """
+        deadline = time.monotonic() + LOCK_WITHIN
+        while True:
+            try:
+                self._run(arguments, config)
+                return
+            except PgBackRestError as exc:
+                if exc.code != LOCKED or time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.2)
 
     def _run(self, arguments: list[str], config: str) -> str:
         command = [self.command, f"--config={config}", f"--stanza={self.stanza}", *arguments]

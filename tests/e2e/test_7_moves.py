@@ -97,7 +97,7 @@ def test_failover_of_a_dead_region(at_home: None, capsys: pytest.CaptureFixture[
     )
 
 
-@pytest.mark.parametrize("direction", ["both", "in"])
+@pytest.mark.parametrize("direction", ["both", pytest.param("in", marks=pytest.mark.soak)])
 def test_a_region_that_is_cut_off_stops_before_the_other_starts(
     direction: str, at_home: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

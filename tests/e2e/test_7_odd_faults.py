@@ -15,6 +15,7 @@ from shannon_api import Load
 
 import lab
 
+pytestmark = pytest.mark.soak
 AGENT = "shannon-region-agent"
 #: Where Debian and Ubuntu keep it.
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"

@@ -14,6 +14,7 @@ from shannon_api import Load
 
 import lab
 
+pytestmark = pytest.mark.soak
 DATA = "/var/lib/shannon/etcd/registry/member"
 GIVEN_UP = "/var/lib/shannon/registry-given-up"
 MEMBERS = ["a1", "b1", "w1"]

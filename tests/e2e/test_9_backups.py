@@ -135,6 +135,7 @@ def test_each_restores_to_what_it_was_taken_from(backed_up: float, capsys: pytes
     show(capsys, f"verify_backups.yml: {took:.0f} s for {len(document['runs'])} backups")
 
 
+@pytest.mark.soak
 def test_a_tampered_backup_is_found_out(backed_up: float) -> None:
     """A byte of the newest file of region a's repository is changed behind the server's back."""
     host = lab.Host("a3")
@@ -155,6 +156,7 @@ def test_a_tampered_backup_is_found_out(backed_up: float) -> None:
     lab.playbook("verify_backups", "-e", "kind=dump", "-e", "backup_region=a", timeout=300)
 
 
+@pytest.mark.soak
 def test_a_wrong_key_is_said(backed_up: float) -> None:
     host = lab.Host("b3")
     host.sh(
@@ -170,6 +172,7 @@ def test_a_wrong_key_is_said(backed_up: float) -> None:
         host.sh("rm -rf /run/wrong")
 
 
+@pytest.mark.soak
 def test_a_killed_backup_is_told_of_and_the_next_goes_on(backed_up: float) -> None:
     host = lab.Host("b3")
     host.sh(f"systemd-run --quiet --collect --unit=e2e-backup {RUNNER} run dump")
@@ -186,6 +189,7 @@ def test_a_killed_backup_is_told_of_and_the_next_goes_on(backed_up: float) -> No
     assert not host.sh(f"ls {STATE}/scratch").strip()
 
 
+@pytest.mark.soak
 def test_one_region_out_of_reach_does_not_stop_the_others_backups(backed_up: float) -> None:
     lab.Host("a3").sh("systemctl stop shannon-restic")
     try:
@@ -212,6 +216,7 @@ def test_what_must_not_begin_changes_nothing(backed_up: float, options: list[str
     assert moves.record() == before
 
 
+@pytest.mark.soak
 def test_a_sandbox_leaves_the_live_cell_alone(backed_up: float) -> None:
     before, expected = moves.record(), table()
     done = restore("-e", "store=postgres", "-e", "sandbox=true", "-e", "sandbox_host=b3")
@@ -232,6 +237,7 @@ def test_a_deleted_table_comes_back_out_of_the_homes_repository(
     show(capsys, f"a deleted table restored in {took:.0f} s: {seconds_of(done)}")
 
 
+@pytest.mark.soak
 def test_a_killed_restore_stays_closed_and_goes_on_out_of_the_other_regions_repository(
     backed_up: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +268,7 @@ def test_a_killed_restore_stays_closed_and_goes_on_out_of_the_other_regions_repo
     show(capsys, f"a killed restore went on and ended in {took:.0f} s")
 
 
+@pytest.mark.soak
 def test_a_lost_qdrant_answers_as_before(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
     count = int(
         services.sql("SELECT count(DISTINCT point_id) FROM vector_log WHERE collection = 'task_embeddings'")[0][0]
@@ -301,6 +308,7 @@ def redis(work: str) -> str:
     return services.service_python("a1", source).strip()
 
 
+@pytest.mark.soak
 def test_a_lost_redis_comes_back(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
     keys = "[client.set('shannon:e2e:backup:%d' % n, n) for n in range(500)]"
     redis(keys)
@@ -315,6 +323,7 @@ def test_a_lost_redis_comes_back(backed_up: float, capsys: pytest.CaptureFixture
     moves.wait_until_whole()
 
 
+@pytest.mark.soak
 def test_with_the_home_region_dead_the_other_ones_repository_is_enough(
     backed_up: float, capsys: pytest.CaptureFixture[str]
 ) -> None:

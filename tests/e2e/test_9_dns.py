@@ -105,6 +105,7 @@ def test_the_agents_mend_what_somebody_changed(at_home: None, capsys: pytest.Cap
         print(f"\n  a name that somebody changed is right again after {took:.0f} s")
 
 
+@pytest.mark.soak
 def test_the_name_and_the_endpoints_follow_a_switchover_and_back(
     at_home: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_the_name_and_the_endpoints_follow_a_switchover_and_back(
         moves.wait_until_whole()
 
 
+@pytest.mark.soak
 def test_a_dead_dns_server_holds_up_no_move(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     wait_until_it_says("a")
     lab.Host(SERVER).sh("systemctl stop shannon-dns")

@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 
+from ansible_collections.shannon.resilience.plugins.module_utils import pgbackrest
 from ansible_collections.shannon.resilience.plugins.module_utils.pgbackrest import (
     PgBackRest,
     PgBackRestError,
@@ -166,3 +167,28 @@ class TestWords:
         )
         assert "invalid checksum 'x/16388.lz4'" in found[0] and found[-1] == "checksum invalid: 1"
         assert "passphrase" in verify_problems("status: error")[0]
+
+
+@pytest.mark.parametrize(("free_after", "made"), [(3, True), (99, False)])
+def test_a_lock_that_a_push_holds_is_waited_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, free_after: int, made: bool
+) -> None:
+    """A primary without a stanza tries to push all the time, and each try holds the lock for a moment."""
+    (tmp_path / "repository.conf").write_text(CONFIG)
+    engine = PgBackRest("main", config=str(tmp_path / "repository.conf"), work=str(tmp_path))
+    monkeypatch.setattr(pgbackrest, "LOCK_WITHIN", 1.5)
+    tries: list[str] = []
+
+    def run(_self: PgBackRest, arguments: list[str], _config: str) -> str:
+        tries.append(arguments[-1])
+        if len(tries) < free_after:
+            raise PgBackRestError("unable to acquire lock", pgbackrest.LOCKED)
+        return ""
+
+    monkeypatch.setattr(PgBackRest, "_run", run)
+    if made:
+        engine._when_free(["stanza-create"], "any")
+        assert tries == ["stanza-create"] * free_after
+    else:
+        with pytest.raises(PgBackRestError, match="lock"):
+            engine._when_free(["stanza-create"], "any")
