@@ -101,7 +101,7 @@ def create_arguments(definition: Definition, host: Host, image: str) -> list[str
         # What systemd needs. The host's cgroup namespace and a writable tree serve cgroup v1 and v2 alike: systemd
         # finds its own place in the tree and stays below it.
         "--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
-        "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN",
+        "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "DAC_READ_SEARCH",
         "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
         "--security-opt", "label=disable",
         "--tmpfs", "/run", "--tmpfs", "/run/lock",

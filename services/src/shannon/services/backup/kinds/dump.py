@@ -69,7 +69,8 @@ class DumpKind(FilesKind):
             rows = tables = 0
             for name in self.settings.databases:
                 again = f"verify_{name}"
-                postgres_dump.restore(str(folder / name), again, connection, jobs=self.settings.jobs)
+                # A scratch instance has none of the roles that own and may use what was dumped.
+                postgres_dump.restore(str(folder / name), again, connection, jobs=self.settings.jobs, owners=False)
                 wanted = postgres_dump.read_manifest(str(folder / name)).get("tables") or []
                 with scratch_connector(scratch)(again) as connected:
                     counted = _counts(connected)
