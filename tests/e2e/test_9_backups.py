@@ -87,7 +87,7 @@ def delete_the_table() -> tuple[str, str]:
     """Drop our table; what was in it, and the second before."""
     expected = table()
     time.sleep(1.5)
-    before = psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'")
+    before = psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') || '+00'")
     time.sleep(1.5)
     psql(f"DROP TABLE {TABLE}")
     psql("CREATE TABLE public.e2e_later (id int)")
@@ -122,6 +122,7 @@ def test_all_kinds_are_in_both_regions_and_in_the_status(backed_up: float, capsy
     show(capsys, f"backups of all kinds in both regions: {backed_up:.0f} s; {sizes}")
 
 
+@pytest.mark.soak
 def test_each_restores_to_what_it_was_taken_from(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(moves.REPORTS.glob("*-verification-backups.json"))
     began = time.time()
@@ -224,6 +225,7 @@ def test_a_sandbox_leaves_the_live_cell_alone(backed_up: float) -> None:
     assert (moves.record(), table()) == (before, expected)
 
 
+@pytest.mark.soak
 def test_a_deleted_table_comes_back_out_of_the_homes_repository(
     backed_up: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
