@@ -27,7 +27,7 @@ STORES = ("postgres", "redis", "qdrant")
 #: The collection of Qdrant, and of vector_log, that holds markers and nothing else.
 COLLECTION = "dr_markers"
 #: A marker for vectors is written with every so many of PostgreSQL's. Each costs the indexers of all regions a request.
-VECTOR_EVERY = 4
+VECTOR_EVERY = 2
 #: Seconds that a mover waits for the new home to say what arrived; it serves already.
 MEASURE_WITHIN = 10.0
 _NAMESPACE = uuid.UUID("0d9f0a52-3d4e-5b0e-8f57-6f3c1c0a7be4")
