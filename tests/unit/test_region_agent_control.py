@@ -129,6 +129,19 @@ def test_who_was_the_primary_of_an_older_epoch_waits_for_the_regions_leader() ->
     assert [one.lsn for one in former.released] == [888]
 
 
+def test_a_disk_that_does_not_say_keeps_nobody_from_giving_back() -> None:
+    former = Former()
+
+    def broken() -> int:
+        raise ResilienceError("pg_controldata can't be read")
+
+    former.worker.postgres.ended_here = broken
+    former.worker._said = {}
+    former.conducts, former.ends_quietly = True, (True, 888)
+    former.give_back()
+    assert [one.lsn for one in former.released] == [888]
+
+
 def test_without_the_lease_a_redis_that_does_not_answer_is_no_matter() -> None:
     former = Former()
     former.ended, former.redis_quiet = 777, False

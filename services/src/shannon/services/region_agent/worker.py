@@ -350,7 +350,7 @@ class Worker:
             return
         # Who was the primary itself knows at once, from its own disk, that it was stopped in order, and need not wait
         # until the region has a leader again.
-        end = self.postgres.ended_here() if self._led == record.epoch - 1 else 0
+        end = self._ended_here() if self._led == record.epoch - 1 else 0
         quiet = bool(end) and self.postgres.no_primary()
         if not end and self.postgres.conducts(standing):
             quiet, end = self.postgres.end()
@@ -365,6 +365,14 @@ class Worker:
             written = self._keeper.leases.publish_end(record, final)
         if written:
             _log.info("cell %s: gave the cell back in order, at %d bytes", self._cell.name, end)
+
+    def _ended_here(self) -> int:
+        """Where this host ended as the primary; 0 when it has not, or when its disk does not say."""
+        try:
+            return self.postgres.ended_here()
+        except ResilienceError as exc:
+            self._say("end", f"{exc}; the region's leader will say where it ended")
+            return 0
 
     def _follow(self, standing: Standing) -> None:
         record, serving = standing.record, standing.view.serving
