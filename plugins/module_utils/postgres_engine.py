@@ -184,8 +184,16 @@ class RestoreTarget:
         if text.strip() == LATEST:
             return cls(LATEST, "", timeline, label=label)
         if kind in TARGETS and value:
-            return cls(kind, value.strip(), timeline, label=label)
-        return cls(TIME, text.strip(), timeline, label=label)
+            found = cls(kind, value.strip(), timeline, label=label)
+        else:
+            found = cls(TIME, text.strip(), timeline, label=label)
+        if found.kind == TIME and ":" not in found.value:
+            # Ansible cuts -e at a space, and midnight is not what was meant.
+            raise ResilienceError(
+                f"'{found.value}' has no time of day. Write date and time with a T between them, and the offset from "
+                "UTC, such as 2026-01-31T13:05:00+00:00; nothing was changed"
+            )
+        return found
 
     def __str__(self) -> str:
         text = self.kind if self.kind == LATEST else f"{self.kind} {self.value}"

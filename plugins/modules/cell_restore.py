@@ -78,18 +78,8 @@ options:
     description: Seconds that one member may take to answer.
     type: float
     default: 3
-  ca_file:
-    description: The CA that the members' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; the registry is read and not changed then.
@@ -161,12 +151,13 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_restore import Outlook, Wanted, begin, end, look
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import CellRecord, Registry
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import files_of
 
 
 def work(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     """What the module returns."""
-    tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+    tls = files_of(params)
     registry = Registry.connect(params["endpoints"], tls, params["timeout"])
     cell = params["cell"]
     found = registry.get(cell)
@@ -232,9 +223,7 @@ def main() -> None:
             "reason": {"type": "str", "default": ""},
             "operator": {"type": "str", "default": "restore.yml"},
             "timeout": {"type": "float", "default": 3},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[("state", "ended", ("restore_id",))],
         supports_check_mode=True,

@@ -50,18 +50,8 @@ options:
     description: Whether etcd is reached over TLS.
     type: bool
     default: true
-  ca_file:
-    description: The CA certificate.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate of this host.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: Its key.
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; members that live are no error then.
@@ -93,7 +83,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils import patroni_state
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient, parse_endpoint
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def main() -> None:
@@ -107,9 +98,7 @@ def main() -> None:
             "slot": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 90},
             "tls": {"type": "bool", "default": True},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )
@@ -117,7 +106,7 @@ def main() -> None:
     try:
         context = None
         if params["tls"]:
-            context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+            context = client_context(files_of(params))
         client = EtcdClient([parse_endpoint(place) for place in params["endpoints"]], context)
         standby = None
         if params["upstream_hosts"]:

@@ -62,18 +62,8 @@ options:
     description: Seconds for each snapshot, and for a collection's copies to be in use.
     type: int
     default: 600
-  ca_file:
-    description: The CA that the peers' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode.
@@ -127,7 +117,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils import qdrant_s
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.qdrant import Qdrant
 from ansible_collections.shannon.resilience.plugins.module_utils.qdrant_transfer import ShardSnapshots
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def answer(changed: bool, actions: list[str], **more: t.Any) -> dict[str, t.Any]:
@@ -153,7 +144,7 @@ class Runner:
         params = self.params = module.params
         self.check = module.check_mode
         self.only: list[str] | None = params["collections"] or None
-        context = client_context(TlsFiles(params["ca_file"], params["cert_file"], params["key_file"]))
+        context = client_context(files_of(params))
         self.peers = {}
         for name, endpoint in params["peers"].items():
             host, port = str(endpoint).rsplit(":", 1)
@@ -238,9 +229,7 @@ def main() -> None:
             "unless_newer_than": {"type": "int", "default": 0},
             "restore_id": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 600},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[("state", state, ["folder"]) for state in ("present", "verified", "restored")],
         supports_check_mode=True,

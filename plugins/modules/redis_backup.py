@@ -103,18 +103,8 @@ options:
     description: Seconds for each step.
     type: int
     default: 1800
-  ca_file:
-    description: The CA that the instances' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; the backup is verified, nothing is changed.
@@ -186,7 +176,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils import redis_re
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.redis import RedisClient
 from ansible_collections.shannon.resilience.plugins.module_utils.redis_scratch import Listener
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles, client_context
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
 
 
 def answer(changed: bool, actions: list[str], **more: t.Any) -> dict[str, t.Any]:
@@ -200,7 +191,7 @@ class Runner:
     def __init__(self, module: AnsibleModule) -> None:
         self.params = module.params
         self.check = module.check_mode
-        self.tls = TlsFiles(module.params["ca_file"], module.params["cert_file"], module.params["key_file"])
+        self.tls = files_of(module.params)
 
     def present(self) -> dict[str, t.Any]:
         folder = self.params["folder"]
@@ -316,9 +307,7 @@ def main() -> None:
             "restore_id": {"type": "str", "default": ""},
             "allow_empty": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 1800},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[
             ("state", "present", ["folder", "sources", "password"]),

@@ -26,18 +26,8 @@ options:
     description: Seconds that one member may take to answer.
     type: float
     default: 2
-  ca_file:
-    description: The CA that the members' certificates must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; never changes anything.
@@ -90,7 +80,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils.endpoints import read_endpoints
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import Registry
-from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import files_of
 
 
 def main() -> None:
@@ -98,15 +89,13 @@ def main() -> None:
         argument_spec={
             "endpoints": {"type": "list", "elements": "raw", "required": True},
             "timeout": {"type": "float", "default": 2},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         supports_check_mode=True,
     )
     params = module.params
     try:
-        tls = TlsFiles(params["ca_file"], params["cert_file"], params["key_file"])
+        tls = files_of(params)
         client = Registry.connect(params["endpoints"], tls, params["timeout"]).client
         cells = {cell: asdict(found) for cell, found in read_endpoints(client).items()}
     except ResilienceError as exc:

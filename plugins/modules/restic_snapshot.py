@@ -78,18 +78,8 @@ options:
     description: Seconds for each of restic's runs.
     type: int
     default: 3600
-  ca_file:
-    description: The CA that the server's certificate must come from.
-    type: path
-    default: /etc/shannon/pki/ca.crt
-  cert_file:
-    description: The certificate to present.
-    type: path
-    default: /etc/shannon/pki/host.crt
-  key_file:
-    description: The key of O(cert_file).
-    type: path
-    default: /etc/shannon/pki/host.key
+extends_documentation_fragment:
+  - shannon.resilience.tls
 attributes:
   check_mode:
     description: Can run in check mode; a repository that can't be reached counts as one to be made.
@@ -143,6 +133,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.restic import (
     ResticError,
     Snapshot,
 )
+from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
 
 #: Says of a folder which snapshot was restored into it; written last.
 MARK = ".shannon-restored"
@@ -267,9 +258,7 @@ def main() -> None:
             "into": {"type": "path"},
             "read_data_subset": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 3600},
-            "ca_file": {"type": "path", "default": "/etc/shannon/pki/ca.crt"},
-            "cert_file": {"type": "path", "default": "/etc/shannon/pki/host.crt"},
-            "key_file": {"type": "path", "default": "/etc/shannon/pki/host.key", "no_log": False},
+            **TLS_ARGUMENTS,
         },
         required_if=[("state", "present", ["paths"]), ("state", "restored", ["into"])],
         supports_check_mode=True,

@@ -15,6 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import moves
+
 import lab
 
 KEEP = os.environ.get("SHANNON_E2E_KEEP") == "1"
@@ -54,3 +56,11 @@ def healthy(deployed: dict[str, float]) -> dict[str, t.Any]:
 
     lab.wait_for(is_healthy, "a healthy lab", 120, lambda: str({n: c["problems"] for n, c in last["cells"].items()}))
     return last
+
+
+@pytest.fixture
+def at_home(deployed: dict[str, float]) -> t.Iterator[None]:
+    """The cell at home in region a, before and after."""
+    moves.bring_home()
+    yield
+    moves.bring_home()

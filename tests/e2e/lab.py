@@ -196,3 +196,12 @@ def status(timeout: float = 60) -> dict[str, t.Any]:
     path.unlink(missing_ok=True)
     playbook("status", "-e", f"status_json={path}", timeout=timeout)
     return t.cast(dict[str, t.Any], json.loads(path.read_text()))
+
+
+def show(capsys: t.Any, *lines: str) -> None:
+    """Print figures past pytest's capture.
+
+    :param capsys: the test's fixture of that name.
+    """
+    with capsys.disabled():
+        print("\n  " + "\n  ".join(lines))

@@ -20,19 +20,6 @@ import lab
 TTL, BEYOND = 8, 5
 
 
-@pytest.fixture
-def at_home(deployed: dict[str, float]) -> t.Iterator[None]:
-    """The cell at home in region a, before and after."""
-    moves.bring_home()
-    yield
-    moves.bring_home()
-
-
-def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
-    with capsys.disabled():
-        print("\n  " + "\n  ".join(lines))
-
-
 def test_plan_and_refusals_change_nothing(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     before = moves.record()
     plan = moves.move("switchover", "b", "-e", "plan=true")
@@ -49,7 +36,7 @@ def test_plan_and_refusals_change_nothing(at_home: None, capsys: pytest.CaptureF
     nothing = lab.playbook("failover")
     assert "no cell has to be moved" in nothing.stdout
     assert moves.record() == before
-    show(capsys, f"switchover.yml -e plan=true: {plan['took']:.1f} s")
+    lab.show(capsys, f"switchover.yml -e plan=true: {plan['took']:.1f} s")
 
 
 def test_switchover_and_back(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +48,7 @@ def test_switchover_and_back(at_home: None, capsys: pytest.CaptureFixture[str]) 
         assert found["outcome"] == "done" and moves.record()["home"] == target
         assert load.given_up == []
         assert found.get("rpo", {}).get("bytes") == 0, found
-        show(capsys, f"switchover to {target}: {moves.phases(found)}; {figures}")
+        lab.show(capsys, f"switchover to {target}: {moves.phases(found)}; {figures}")
         moves.wait_until_whole()
     # Nothing diverged in order, so nothing had to be saved.
     assert moves.saved_rows("a", moves.record()["epoch"] - 1) == []
@@ -88,7 +75,7 @@ def test_failover_of_a_dead_region(at_home: None, capsys: pytest.CaptureFixture[
         lost = moves.account_for(load, "a", moves.record()["epoch"])
         figures = load.check()
     assert found["outcome"] == "done" and found["from"] == "a"
-    show(
+    lab.show(
         capsys,
         f"failover of a dead region: first task {first - began:.1f} s after the start of failover.yml "
         f"({moves.phases(found)}), the whole playbook {found['took']:.1f} s, region a whole again "
@@ -125,7 +112,7 @@ def test_a_region_that_is_cut_off_stops_before_the_other_starts(
     assert missing & acknowledged <= reported, (
         f"lost and not reported: {sorted((missing & acknowledged) - reported)[:5]}"
     )
-    show(
+    lab.show(
         capsys,
         f"partition ({direction}): region a's last acknowledged write {last - began:.1f} s after the cut, region b's "
         f"first {begun - began:.1f} s after it ({moves.phases(found)}); "
@@ -149,7 +136,7 @@ def test_a_registry_without_quorum(at_home: None, capsys: pytest.CaptureFixture[
         moves.wait_until_whole()
         figures = load.check()
     assert gap < 5
-    show(capsys, f"25 s without the registry's quorum: longest gap {gap:.1f} s; {figures}")
+    lab.show(capsys, f"25 s without the registry's quorum: longest gap {gap:.1f} s; {figures}")
 
 
 def test_the_controller_dies_and_two_come_at_once(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +164,7 @@ def test_the_controller_dies_and_two_come_at_once(at_home: None, capsys: pytest.
                 assert "move" in text and "switchover to a" in text, text[-2000:]
         load.wait_for(6)
         figures = load.check()
-    show(capsys, f"controller killed three times, then two at once: {figures}")
+    lab.show(capsys, f"controller killed three times, then two at once: {figures}")
 
 
 def test_the_home_is_restarted_cold(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +175,7 @@ def test_the_home_is_restarted_cold(at_home: None, capsys: pytest.CaptureFixture
     moves.start("a")
     moves.wait_for_home("a")
     moves.wait_until_whole()
-    show(capsys, f"home region restarted cold: whole again after {time.time() - began:.0f} s")
+    lab.show(capsys, f"home region restarted cold: whole again after {time.time() - began:.0f} s")
 
 
 def test_automatic_failover(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +202,7 @@ def test_automatic_failover(at_home: None, capsys: pytest.CaptureFixture[str]) -
         say("manual")
     entry = lab.status()["cells"]["main"]["moves"][-1]
     assert entry["operator"].startswith("region agent of b")
-    show(capsys, f"automatic failover: region b serves {took:.1f} s after region a died; {lost} lost; {figures}")
+    lab.show(capsys, f"automatic failover: region b serves {took:.1f} s after region a died; {lost} lost; {figures}")
     # The lab's seven hosts share two cores, so a clean bound is the benchmark's; this one only catches a takeover that
     # waits for something it should not.
     assert took <= 2 * (TTL + BEYOND)

@@ -22,19 +22,6 @@ FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 _DROP_IN = f"/run/systemd/system/{AGENT}.service.d/e2e-clock.conf"
 
 
-@pytest.fixture
-def at_home(deployed: dict[str, float]) -> t.Iterator[None]:
-    """The cell at home in region a, before and after."""
-    moves.bring_home()
-    yield
-    moves.bring_home()
-
-
-def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
-    with capsys.disabled():
-        print("\n  " + "\n  ".join(lines))
-
-
 def primary_host() -> str:
     """Which host of region a leads PostgreSQL."""
     members = lab.status()["cells"]["main"]["postgres"]["a"]["members"]
@@ -72,7 +59,7 @@ def test_the_witness_is_cut_off_and_an_agent_hangs(at_home: None, capsys: pytest
         back = min(entry["at"] for entry in inside.acknowledged() if entry["at"] > last)
         assert inside.missing() == []
     assert (moves.record()["home"], moves.record()["epoch"]) == (before["home"], before["epoch"])
-    show(
+    lab.show(
         capsys,
         f"witness cut off for {hung - cut:.0f} s: longest gap {gap:.1f} s; agent hung: closed after "
         f"{last - hung:.1f} s, writes again after {back - hung:.1f} s",
@@ -104,7 +91,7 @@ def test_clocks_that_differ_by_two_minutes(at_home: None, capsys: pytest.Capture
         services.everywhere(everybody, f"rm -f {_DROP_IN}; systemctl daemon-reload; systemctl restart {AGENT}")
     assert [there["outcome"], back["outcome"]] == ["done", "done"]
     assert (there["rpo"]["bytes"], back["rpo"]["bytes"]) == (0, 0)
-    show(capsys, f"clocks two minutes apart, there and back: {moves.phases(there)}; {figures}")
+    lab.show(capsys, f"clocks two minutes apart, there and back: {moves.phases(there)}; {figures}")
 
 
 def test_an_old_sentinel_wakes_up(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +121,7 @@ def test_an_old_sentinel_wakes_up(at_home: None, capsys: pytest.CaptureFixture[s
         if one["role"] == "primary"
     ]
     assert [region for region, _member in primaries] == ["b"], (primaries, active)
-    show(capsys, f"three old Sentinels ran for 25 s: the primary stays {primaries}; {figures}")
+    lab.show(capsys, f"three old Sentinels ran for 25 s: the primary stays {primaries}; {figures}")
 
 
 def test_a_lost_region_and_a_lost_host_of_the_target(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +150,7 @@ def test_a_lost_region_and_a_lost_host_of_the_target(at_home: None, capsys: pyte
         lost = moves.account_for(load, "a", moves.record()["epoch"])
         figures = load.check()
     assert moves.record()["home"] == "b"
-    show(
+    lab.show(
         capsys,
         f"region a and a host of b dead, the controller killed three times: tasks again {took:.1f} s after the death; "
         f"{lost} lost and reported; {figures}",
@@ -187,4 +174,4 @@ def test_both_regions_are_restarted_cold(at_home: None, capsys: pytest.CaptureFi
         took = time.time() - began
         figures = load.check()
     assert (moves.record()["home"], moves.record()["epoch"]) == ("a", before["epoch"])
-    show(capsys, f"both regions restarted cold: whole again after {took:.0f} s; {figures}")
+    lab.show(capsys, f"both regions restarted cold: whole again after {took:.0f} s; {figures}")

@@ -20,19 +20,6 @@ GIVEN_UP = "/var/lib/shannon/registry-given-up"
 MEMBERS = ["a1", "b1", "w1"]
 
 
-@pytest.fixture
-def at_home(deployed: dict[str, float]) -> t.Iterator[None]:
-    """The cell at home in region a, before and after."""
-    moves.bring_home()
-    yield
-    moves.bring_home()
-
-
-def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
-    with capsys.disabled():
-        print("\n  " + "\n  ".join(lines))
-
-
 def members(host: str) -> dict[str, bool]:
     """The registry's members by name, as one of them lists them, and whether each only learns."""
     address = lab.Host(host).address
@@ -83,7 +70,7 @@ def test_a_member_that_lost_its_disk_is_added_again(
         figures = load.check()
     moves.wait_until_whole()
     assert gap < 5
-    show(capsys, f"a lost member of the registry is whole again by {way} after {took:.0f} s; {figures}")
+    lab.show(capsys, f"a lost member of the registry is whole again by {way} after {took:.0f} s; {figures}")
 
 
 def test_two_members_are_lost_for_good(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +137,7 @@ def test_two_members_are_lost_for_good(at_home: None, capsys: pytest.CaptureFixt
         assert moves.record()["home"] == "b" and moves.record()["epoch"] == epoch
         lost = moves.account_for(load, "a", epoch)
         figures = load.check()
-    show(
+    lab.show(
         capsys,
         f"two of three members lost: glass broken in {broke:.1f} s, region b serves {served:.0f} s after a died",
         f"{lost} acknowledged tasks lost and reported; {figures}",
@@ -178,7 +165,7 @@ def test_a_registry_that_is_lost_is_restored(at_home: None, capsys: pytest.Captu
         figures = load.check()
     after = moves.record()
     assert (after["home"], after["state"]) == ("a", "active") and after["epoch"] == before["epoch"] + 1
-    show(
+    lab.show(
         capsys,
         f"a lost registry is restored from a snapshot in {took:.0f} s, longest gap {gap:.1f} s; {figures}",
     )

@@ -40,11 +40,6 @@ def backed_up(deployed: dict[str, float]) -> t.Iterator[float]:
     psql(f"DROP TABLE IF EXISTS {TABLE}")
 
 
-def show(capsys: pytest.CaptureFixture[str], *lines: str) -> None:
-    with capsys.disabled():
-        print("\n  " + "\n  ".join(lines))
-
-
 def leader() -> lab.Host:
     """The host of PostgreSQL's primary."""
     cell = lab.status()["cells"]["main"]
@@ -119,7 +114,7 @@ def test_all_kinds_are_in_both_regions_and_in_the_status(backed_up: float, capsy
     text = lab.Host("b3").sh(f"cat {STATE}/metrics/shannon_backup.prom")
     assert 'shannon_backup_overdue{kind="redis",cell="main",region="b"} 0' in text
     sizes = ", ".join(f"{one['kind']} {one['bytes'] / 1e6:.1f} MB" for one in lines if one["region"] == "b")
-    show(capsys, f"backups of all kinds in both regions: {backed_up:.0f} s; {sizes}")
+    lab.show(capsys, f"backups of all kinds in both regions: {backed_up:.0f} s; {sizes}")
 
 
 @pytest.mark.soak
@@ -133,7 +128,7 @@ def test_each_restores_to_what_it_was_taken_from(backed_up: float, capsys: pytes
     assert document["passed"] and len(document["runs"]) == 12, document
     lines = lab.status()["backups"]["kinds"]
     assert {line["state"] for line in lines} == {"good"}, lines
-    show(capsys, f"verify_backups.yml: {took:.0f} s for {len(document['runs'])} backups")
+    lab.show(capsys, f"verify_backups.yml: {took:.0f} s for {len(document['runs'])} backups")
 
 
 @pytest.mark.soak
@@ -236,7 +231,7 @@ def test_a_deleted_table_comes_back_out_of_the_homes_repository(
     assert_it_is_back(expected)
     assert moves.record()["state"] == "active"
     moves.wait_until_whole()
-    show(capsys, f"a deleted table restored in {took:.0f} s: {seconds_of(done)}")
+    lab.show(capsys, f"a deleted table restored in {took:.0f} s: {seconds_of(done)}")
 
 
 @pytest.mark.soak
@@ -267,7 +262,7 @@ def test_a_killed_restore_stays_closed_and_goes_on_out_of_the_other_regions_repo
     took = time.time() - began
     assert_it_is_back(expected)
     moves.wait_until_whole()
-    show(capsys, f"a killed restore went on and ended in {took:.0f} s")
+    lab.show(capsys, f"a killed restore went on and ended in {took:.0f} s")
 
 
 @pytest.mark.soak
@@ -290,7 +285,7 @@ def test_a_lost_qdrant_answers_as_before(backed_up: float, capsys: pytest.Captur
     lab.wait_for(
         lambda: points("a") == points("b") == count, "all vectors again", 120, lambda: f"{points('a')} of {count}"
     )
-    show(capsys, f"a lost Qdrant restored in {time.time() - began:.0f} s: {seconds_of(done)}; {count} vectors")
+    lab.show(capsys, f"a lost Qdrant restored in {time.time() - began:.0f} s: {seconds_of(done)}; {count} vectors")
     moves.wait_until_whole()
 
 
@@ -320,7 +315,7 @@ def test_a_lost_redis_comes_back(backed_up: float, capsys: pytest.CaptureFixture
     done = restore("-e", "store=redis", *STOP)
     found = redis("print(sum(client.get('shannon:e2e:backup:%d' % n) == str(n) for n in range(500)))")
     assert found == "500"
-    show(capsys, f"a lost Redis restored in {time.time() - began:.0f} s: {seconds_of(done)}")
+    lab.show(capsys, f"a lost Redis restored in {time.time() - began:.0f} s: {seconds_of(done)}")
     redis("[client.delete('shannon:e2e:backup:%d' % n) for n in range(500)]")
     moves.wait_until_whole()
 
@@ -348,7 +343,7 @@ def test_with_the_home_region_dead_the_other_ones_repository_is_enough(
         moves.start("a")
     moves.wait_until_whole(300)
     assert_it_is_back(expected)
-    show(capsys, f"with region a dead, restored in {took:.0f} s: {seconds_of(done)}")
+    lab.show(capsys, f"with region a dead, restored in {took:.0f} s: {seconds_of(done)}")
 
 
 def _lease() -> str:

@@ -168,3 +168,15 @@ class TestTexts:
         assert segment_position(segment_name(3, 5 << 32)) == (3, 5 << 32)
         with pytest.raises(ResilienceError):
             segment_position("00000002.history")
+
+
+@pytest.mark.parametrize("text", ["2026-11-28", "time:2026-11-28"])
+def test_a_time_without_a_time_of_day_was_cut_short(text: str) -> None:
+    """Ansible takes what follows a space in -e for another variable."""
+    with pytest.raises(ResilienceError, match="has no time of day"):
+        RestoreTarget.parse(text)
+
+
+def test_a_time_is_written_with_a_t() -> None:
+    target = RestoreTarget.parse("2026-11-28T18:05:00.5+00")
+    assert (target.kind, target.value) == ("time", "2026-11-28T18:05:00.5+00")
