@@ -26,9 +26,9 @@ options:
         alone.
       - V(emptied) deletes the points of collections and all of the indexer's positions, so that the indexer fills them
         anew from C(vector_log).
-      - V(info) lists snapshots that peers keep and the indexer's positions, V(absent) deletes such snapshots.
+      - V(shown) lists snapshots that peers keep and the indexer's positions, V(absent) deletes such snapshots.
     type: str
-    choices: [present, verified, restored, emptied, info, absent]
+    choices: [present, verified, restored, emptied, shown, absent]
     required: true
   peers:
     description: All peers of the cluster, by name, each as C(host:port).
@@ -97,12 +97,12 @@ actions:
   elements: str
 positions:
   description: The indexer's positions, per cell and collection.
-  returned: when O(state) is V(info)
+  returned: when O(state) is V(shown)
   type: list
   elements: dict
 snapshots:
   description: Snapshots that peers keep, each with peer, collection, shard, name, size and creation_time.
-  returned: when O(state) is V(info) or V(absent)
+  returned: when O(state) is V(shown) or V(absent)
   type: list
   elements: dict
 """
@@ -187,7 +187,7 @@ class Runner:
         )
         return answer(bool(actions), actions, manifest=short(snapshots.read_manifest(folder)))
 
-    def info(self) -> dict[str, t.Any]:
+    def shown(self) -> dict[str, t.Any]:
         return answer(False, [], snapshots=self.kept(), positions=snapshots.positions(self.peers))
 
     def emptied(self) -> dict[str, t.Any]:
@@ -218,7 +218,7 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["present", "verified", "restored", "emptied", "info", "absent"],
+                "choices": ["present", "verified", "restored", "emptied", "shown", "absent"],
                 "required": True,
             },
             "peers": {"type": "dict", "required": True},

@@ -22,9 +22,9 @@ options:
       - V(present) takes a backup into O(folder).
       - V(verified) loads the backup in O(folder) and compares it with its manifest.
       - V(restored) restores the instance of this host from O(folder).
-      - V(info) says whether this host's instance is the group's primary, and if a restore named O(restore_id) is done.
+      - V(shown) says whether this host's instance is the group's primary, and if a restore named O(restore_id) is done.
     type: str
-    choices: [present, verified, restored, info]
+    choices: [present, verified, restored, shown]
     required: true
   folder:
     description: Folder of the backup.
@@ -154,11 +154,11 @@ differences:
   elements: str
 primary:
   description: Whether this host's instance is the group's primary, or was until a restore that did not end.
-  returned: when O(state) is V(info)
+  returned: when O(state) is V(shown)
   type: bool
 done:
   description: Whether the restore named O(restore_id) ended well.
-  returned: when O(state) is V(info)
+  returned: when O(state) is V(shown)
   type: bool
 """
 
@@ -217,7 +217,7 @@ class Runner:
             raise ResilienceError(f"the backup in {folder} is not what was taken: {'; '.join(problems)}")
         return answer(False, [], manifest=backups.read_manifest(folder), differences=problems)
 
-    def info(self) -> dict[str, t.Any]:
+    def shown(self) -> dict[str, t.Any]:
         with self.client() as client:
             seen = client.replication()
         scratch = (seen.primary_address, seen.primary_port) == ("127.0.0.1", self.params["scratch_port"])
@@ -286,7 +286,7 @@ class Runner:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "verified", "restored", "info"], "required": True},
+            "state": {"type": "str", "choices": ["present", "verified", "restored", "shown"], "required": True},
             "folder": {"type": "path"},
             "sources": {"type": "list", "elements": "str", "default": []},
             "unless_newer_than": {"type": "int", "default": 0},
@@ -313,7 +313,7 @@ def main() -> None:
             ("state", "present", ["folder", "sources", "password"]),
             ("state", "verified", ["folder"]),
             ("state", "restored", ["folder", "data"]),
-            ("state", "info", ["data", "port", "admin_password"]),
+            ("state", "shown", ["data", "port", "admin_password"]),
         ],
         supports_check_mode=True,
     )

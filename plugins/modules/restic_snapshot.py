@@ -21,10 +21,10 @@ options:
       - V(restored) restores the newest snapshot with O(tags), or O(snapshot), below O(into). What a run that ended well
         has restored from the same snapshot is not restored again.
       - V(checked) checks the repository, and reads O(read_data_subset) of its data.
-      - V(info) only lists snapshots.
+      - V(shown) only lists snapshots.
     type: str
-    choices: [initialized, present, restored, checked, info]
-    default: info
+    choices: [initialized, present, restored, checked, shown]
+    default: shown
   name:
     description: What the repository is called in messages; the region's name.
     type: str
@@ -105,7 +105,7 @@ EXAMPLES = r"""
 RETURN = r"""
 snapshots:
   description: Snapshots with the tags, the oldest first, each with id, time, host, tags and paths.
-  returned: when O(state) is V(info), V(present) or V(restored)
+  returned: when O(state) is V(shown), V(present) or V(restored)
   type: list
   elements: dict
 snapshot:
@@ -127,11 +127,16 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.shannon.resilience.plugins.module_utils import files
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.restic import (
+    AppendOnly,
+    CorruptRepository,
     Repository,
-    RepositoryUnreachable,
+    RepositoryFull,
+    RepositoryLocked,
+    RepositoryMissing,
     Restic,
     ResticError,
     Snapshot,
+    WrongPassword,
 )
 from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
 
@@ -182,13 +187,11 @@ class Runner:
             return answer(self.restic.init(), text)
         try:
             return answer(not self.restic.opens(), text)
-        except RepositoryUnreachable:
-            return answer(True, text)
-        except ResticError as exc:
-            # Neither restic nor a certificate may be there yet.
-            if type(exc) is ResticError:
-                return answer(True, text)
+        except (AppendOnly, CorruptRepository, RepositoryFull, RepositoryLocked, RepositoryMissing, WrongPassword):
             raise
+        except ResticError:
+            # In check mode neither the server, nor restic, nor a certificate may be there yet.
+            return answer(True, text)
 
     def present(self) -> dict[str, t.Any]:
         found = self.restic.snapshots(self.params["tags"])
@@ -233,7 +236,7 @@ class Runner:
             self.restic.check(self.params["read_data_subset"])
         return answer(False)
 
-    def info(self) -> dict[str, t.Any]:
+    def shown(self) -> dict[str, t.Any]:
         return answer(False, snapshots=[described(one) for one in self.restic.snapshots(self.params["tags"])])
 
 
@@ -242,8 +245,8 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["initialized", "present", "restored", "checked", "info"],
-                "default": "info",
+                "choices": ["initialized", "present", "restored", "checked", "shown"],
+                "default": "shown",
             },
             "name": {"type": "str", "required": True},
             "url": {"type": "str", "required": True},

@@ -112,7 +112,11 @@ def fill_qdrant(peer: Qdrant, points: int) -> None:
     peer.create_index("cases", "user_id", "keyword")
     for first in range(0, points, 1000):
         batch = [
-            {"id": n, "vector": [random.gauss(0, 1) for _ in range(DIMENSION)], "payload": {"user_id": f"u{n % 50}"}}
+            {
+                "id": n,
+                "vector": [random.gauss(0, 1) for _number in range(DIMENSION)],
+                "payload": {"user_id": f"u{n % 50}"},
+            }
             for n in range(first, min(first + 1000, points))
         ]
         peer._result("PUT", "/collections/cases/points?wait=true", {"points": batch}, timeout=120)

@@ -57,7 +57,7 @@ class Fake:
     def _answer(self, kind: str) -> str:
         lines = [f";; ->>HEADER<<- opcode: QUERY, status: {self.status}, id: 1", f";; flags: {self.flags}; QUERY: 1"]
         # A server answers with the CNAME whatever it is asked for.
-        for given in {kind, "CNAME"}:
+        for given in dict.fromkeys([kind, "CNAME"]):
             lines += [f"{NAME}.\t{self.ttl}\tIN\t{given}\t{value}" for value in self.held.get(given, [])]
         return "\n".join(lines)
 

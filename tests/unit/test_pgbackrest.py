@@ -96,7 +96,7 @@ class TestConfig:
 
     def test_nobody_answers(self, tmp_path: pathlib.Path) -> None:
         path = tmp_path / "repository.conf"
-        path.write_text(CONFIG.split("pg2-host")[0], encoding="utf-8")
+        path.write_text(CONFIG.partition("pg2-host")[0], encoding="utf-8")
         with pytest.raises(PgBackRestError, match=r"no host of PostgreSQL answers \(127.0.0.1:1\)"):
             PgBackRest("main", str(path)).check()
 

@@ -158,7 +158,7 @@ class TestManifest:
         said: list[str] = []
 
         class Cursor:
-            def __enter__(self) -> Cursor:
+            def __enter__(self) -> t.Any:
                 return self
 
             def __exit__(self, *_args: object) -> None:

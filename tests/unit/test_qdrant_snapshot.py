@@ -320,7 +320,7 @@ def test_the_module_in_check_mode_and_for_real(
     assert "not there" in run_module(module, state="verified", **common)["msg"]
     assert run_module(module, check=True, state="restored", **common)["changed"] and "cases" not in cluster.collections
     assert run_module(module, state="restored", **common)["changed"]
-    assert run_module(module, state="info", **common)["positions"] == [{"txid": 5}]
+    assert run_module(module, state="shown", **common)["positions"] == [{"txid": 5}]
     cluster.peers["a1"].kept["cases", 0] = b"[]"
     left = run_module(module, state="absent", **common)
     assert left["changed"] and not cluster.peers["a1"].kept

@@ -90,7 +90,7 @@ def test_secrets_are_in_the_environment_and_in_no_argument(fake: t.Callable[...,
 def test_a_failure_is_called_by_its_name(fake: t.Callable[..., Restic], said: str, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         fake(said, 1).unlock()
-    assert type(caught.value) is error
+    assert caught.type is error
     assert "repository a" in str(caught.value)
 
 
@@ -236,4 +236,4 @@ def test_the_module_makes_a_repository_once_and_restores_once(tmp_path: Path) ->
     assert run_module(restic_snapshot, state="restored", into=into, tags=["kind=x"], **common)["changed"]
     assert not run_module(restic_snapshot, state="restored", into=into, tags=["kind=x"], **common)["changed"]
     assert "expected one" in run_module(restic_snapshot, state="restored", into=into, tags=["kind=y"], **common)["msg"]
-    assert run_module(restic_snapshot, state="info", **{**common, "password": "another"})["failed"]
+    assert run_module(restic_snapshot, state="shown", **{**common, "password": "another"})["failed"]

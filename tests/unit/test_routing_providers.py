@@ -209,7 +209,7 @@ def test_the_arguments_are_those_of_the_modules() -> None:
     yaml = pytest.importorskip("yaml")
     for provider, name in (("route53", "amazon.aws.route53"), ("cloudflare", "community.general.cloudflare_dns")):
         module = pytest.importorskip(
-            f"ansible_collections.{name.rpartition('.')[0]}.plugins.modules.{name.split('.')[-1]}"
+            f"ansible_collections.{name.rpartition('.')[0]}.plugins.modules.{name.rpartition('.')[2]}"
         )
         options = yaml.safe_load(module.DOCUMENTATION)["options"]
         given = {"route53": ROUTE53, "cloudflare": CLOUDFLARE}[provider]

@@ -72,18 +72,14 @@ class Kind(t.Protocol):
 
     def backup(self, cell: Cell | None, type_: str, staging: Path) -> Made:
         """Make one; what is written to the staging folder is removed afterwards."""
-        ...
 
     def found(self, cell: Cell | None, region: str) -> list[Found]:
         """All that a region's repository holds, the oldest first."""
-        ...
 
     def fetch(self, cell: Cell | None, found: Found, into: Path) -> dict[str, t.Any]:
         """Bring its files and its manifest out of the repository; returns the manifest."""
-        ...
 
     def sandbox(
         self, cell: Cell | None, found: Found, folder: Path, to: str
     ) -> contextlib.AbstractContextManager[Sandbox]:
         """Restore it below a folder into a scratch instance, and compare that with the manifest."""
-        ...
