@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import shutil
@@ -105,7 +106,7 @@ class Repositories:
             shutil.rmtree(raw, ignore_errors=True)
 
 
-class FilesKind:
+class FilesKind(abc.ABC):
     """What these kinds share; each says how to fill a folder, and how to prove one."""
 
     name = ""
@@ -116,13 +117,13 @@ class FilesKind:
         self.settings = settings
         self.repositories = repositories
 
+    @abc.abstractmethod
     def fill(self, cell: Cell | None, folder: Path) -> dict[str, t.Any]:
         """Write the backup and its manifest into a folder; returns the manifest."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prove(self, cell: Cell | None, folder: Path) -> contextlib.AbstractContextManager[Sandbox]:
         """Restore such a folder into a scratch instance, and compare it with its manifest."""
-        raise NotImplementedError
 
     def summary(self, manifest: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """The few figures of a manifest that the registry's record has."""
