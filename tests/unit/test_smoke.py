@@ -111,7 +111,7 @@ def test_what_does_not_happen_in_time_is_named(edge: FakeEdge, statuses: list[st
     edge.statuses = statuses or ["completed"]
     edge.searches = [[]]
     with pytest.raises(ResilienceError, match=f"the time was up while waiting for .*{said}"):
-        run(edge.client(seconds=0.5), "a question", search=True)
+        run(edge.client(seconds=2), "a question", search=True)
 
 
 def test_an_edge_that_is_not_there_is_named(edge: FakeEdge) -> None:
