@@ -347,10 +347,9 @@ class Restic:
         self.unlock()
         try:
             self._run(["check", *subset])
+        except (WrongPassword, RepositoryMissing, RepositoryUnreachable, RepositoryLocked, RepositoryFull):
+            raise
         except ResticError as exc:
-            other = (WrongPassword, RepositoryMissing, RepositoryUnreachable, RepositoryLocked, RepositoryFull)
-            if isinstance(exc, other):
-                raise
             raise CorruptRepository(str(exc)) from exc
 
     def forget(self, keep: Keep, tags: t.Sequence[str] = (), prune: bool = True) -> list[str]:

@@ -327,3 +327,40 @@ def test_settings_say_what_is_wrong(tmp_path: Path) -> None:
     path.write_text('{"host": 1}')
     with pytest.raises(ResilienceError, match="region"):
         load(path)
+
+
+class FakeRepositories:
+    """Repositories of all regions that keep folders by their tags."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def put(self, folder: Path, tags: t.Sequence[str]) -> tuple[str, int, list[str], list[str]]:
+        self.kept[tuple(tags)] = {one.name: one.read_text() for one in folder.iterdir()}
+        return "id", 1, ["a"], ["region b did not take it"]
+
+    def found(self, _region: str, tags: t.Sequence[str]) -> list[Found]:
+        return [Found("id", "a", 0.0, extra={"tags": tuple(tags)})] if tuple(tags) in self.kept else []
+
+    def fetch(self, found: Found, into: Path) -> None:
+        into.mkdir(parents=True)
+        for name, text in self.kept[found.extra["tags"]].items():
+            (into / name).write_text(text)
+
+
+def test_a_manifest_of_postgres_is_found_again_where_it_was_not_made(world: World, tmp_path: Path) -> None:
+    postgres = pytest.importorskip("shannon.services.backup.kinds.postgres")
+    repositories = FakeRepositories()
+    store = postgres.ManifestStore(world.settings, repositories)
+    manifest = {"rows": 7}
+    (tmp_path / "staging").mkdir()
+    assert store.put(world.cell, "20261128-120000F", manifest, tmp_path / "staging") == ["region b did not take it"]
+    elsewhere = world.settings.model_copy(update={"state": str(tmp_path / "elsewhere")})
+    assert postgres.ManifestStore(elsewhere, repositories).get(world.cell, "20261128-120000F") == manifest
+    assert store.get(world.cell, "20261128-120000F") == manifest
+    assert store.get(world.cell, "20261127-120000F") is None
+
+
+def test_every_kind_can_be_made(world: World) -> None:
+    kinds = pytest.importorskip("shannon.services.backup.kinds")
+    assert set(kinds.kinds(world.settings)) == {"postgres", "dump", "redis", "qdrant", "registry", "config"}

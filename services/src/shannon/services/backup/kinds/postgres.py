@@ -24,7 +24,7 @@ from shannon.services.common import logs
 
 from ..settings import Cell, Instance, Settings
 from .base import Found, Made, Sandbox
-from .files import FilesKind, Repositories
+from .files import Repositories, read_manifest
 
 _log = logs.get(__name__)
 #: Seconds within which what a manifest names must be in the archive: a segment is closed each minute.
@@ -177,7 +177,7 @@ class ManifestStore:
 
     def __init__(self, settings: Settings, repositories: Repositories) -> None:
         self._settings = settings
-        self._kind = _Manifests(settings, repositories)
+        self._repositories = repositories
 
     def _path(self, cell: Cell, label: str) -> Path:
         return self._settings.folder("manifests") / f"postgres-{cell.name}-{label}.json"
@@ -191,7 +191,7 @@ class ManifestStore:
         staged.replace(path)
         (staging / "manifest.json").write_text(text, encoding="utf-8")
         try:
-            return self._kind.repositories.put(staging, [*self._kind.tags(cell), f"backup={label}"])[3]
+            return self._repositories.put(staging, self._tags(cell, label))[3]
         except ResilienceError as exc:
             return [str(exc)]
 
@@ -202,16 +202,16 @@ class ManifestStore:
             return t.cast("dict[str, t.Any]", json.loads(path.read_text(encoding="utf-8")))
         for region in self._settings.repositories:
             with contextlib.suppress(ResilienceError):
-                known = self._kind.repositories.found(region, [*self._kind.tags(cell), f"backup={label}"])
+                known = self._repositories.found(region, self._tags(cell, label))
                 if known:
                     folder = self._settings.folder("scratch") / f"manifest-{label}"
-                    return self._kind.fetch(cell, known[-1], folder)
+                    self._repositories.fetch(known[-1], folder)
+                    return read_manifest(folder, known[-1])
         return None
 
-
-class _Manifests(FilesKind):
-    name = "postgres-manifest"
-    per_cell = True
+    @staticmethod
+    def _tags(cell: Cell, label: str) -> list[str]:
+        return ["kind=postgres-manifest", f"cell={cell.name}", f"backup={label}"]
 
 
 def replica_of(settings: Settings, cell: Cell) -> Instance:
