@@ -15,7 +15,8 @@ from shannon.resilience.region_lease import Position, RegionLease, View
 from shannon.resilience.registry import DRAINING, CellRecord
 from shannon.services.region_agent import control, worker
 from shannon.services.region_agent.control import clean_end
-from shannon.services.region_agent.postgres import follows
+from shannon.services.region_agent.keeper import Local, Standing
+from shannon.services.region_agent.postgres import PostgresOfRegion, follows
 
 
 @pytest.fixture
@@ -186,3 +187,29 @@ def test_a_drain_writes_out_what_is_dirty_once(monkeypatch: pytest.MonkeyPatch) 
     former.worker._take_back_draining(standing)
     former.worker._take_back_draining(standing)
     assert asked == ["CHECKPOINT"]
+
+
+@pytest.mark.parametrize(
+    ("role", "unlocked", "conducts", "asks"),
+    [
+        ("standby_leader", False, True, False),
+        ("replica", False, False, False),
+        ("replica", True, True, True),
+    ],
+)
+def test_a_follower_asks_who_else_is_there_only_when_nobody_leads(
+    monkeypatch: pytest.MonkeyPatch, role: str, unlocked: bool, conducts: bool, asks: bool
+) -> None:
+    asked: list[str] = []
+
+    class Member:
+        def cluster(self) -> SimpleNamespace:
+            asked.append("cluster")
+            return SimpleNamespace(leader=None, members=[SimpleNamespace(name="a1", works=True)])
+
+    region = PostgresOfRegion.__new__(PostgresOfRegion)
+    monkeypatch.setattr(region, "_settings", SimpleNamespace(host="a1"), raising=False)
+    monkeypatch.setattr(region, "members", {"a1": Member()}, raising=False)
+    said: dict[str, t.Any] = {"role": role, "state": "running", **({"cluster_unlocked": True} if unlocked else {})}
+    standing = Standing(View(None, None, None, None, None), Local(postgres=said), 1.0, 1.0, 0.0)
+    assert (region.conducts(standing), bool(asked)) == (conducts, asks)

@@ -77,6 +77,9 @@ class PostgresOfRegion:
             return True
         if standing.local.postgres is None or self.own is None:
             return False
+        # Patroni says so at each question when it knows of no leader; only then is it worth asking who else is there.
+        if not standing.local.postgres.get("cluster_unlocked"):
+            return False
         try:
             cluster: Cluster = self.own.cluster()
         except ResilienceError:
