@@ -101,6 +101,7 @@ def test_a_second_run_changes_nothing_and_prints_no_secret_even_when_verbose(dep
     assert leaked == []
 
 
+@pytest.mark.soak  # molecule's default scenario has the same on empty hosts
 def test_check_mode_on_a_deployed_lab_finds_nothing_to_do(deployed: dict[str, float]) -> None:
     counts = lab.recap(lab.playbook("site", "--check").stdout)
     assert {host: found["changed"] for host, found in counts.items() if found["changed"]} == {}
