@@ -5,12 +5,16 @@ Hosts are reached over ssh, never through Docker, so that a host that is cut off
 
 from __future__ import annotations
 
+import base64
+import functools
+import io
 import itertools
 import json
 import os
 import shlex
 import subprocess
 import sys
+import tarfile
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -20,6 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / "inventories" / "lab"
 DEFINITION = json.loads((ROOT / "lab" / "definition.json").read_text())
 REMOTE = "/var/tmp/shannon-e2e"
+
+sys.path.insert(0, str(ROOT / "lab"))
+from shannon_lab.access import ssh_argv
+from shannon_lab.definition import load
+
+LAB = load()
 
 
 class LabError(Exception):
@@ -76,10 +86,8 @@ class Host:
 
     def sh(self, command: str, check: bool = True, timeout: float = 60, stdin: str | None = None) -> str:
         """Run a shell command as root over ssh; returns its standard output."""
-        done = run(
-            sys.executable, "lab/lab.py", "ssh", self.name, "sudo sh -c " + shlex.quote(command),
-            timeout=timeout, check=check, input=stdin,
-        )  # fmt: skip
+        words = ssh_argv(LAB, LAB.host(self.name))
+        done = run(*words, "sudo sh -c " + shlex.quote(command), timeout=timeout, check=check, input=stdin)
         return done.stdout
 
     def python(self, source: str, check: bool = True) -> str:
@@ -93,6 +101,19 @@ class Host:
     def start(self) -> None:
         """Give the power back."""
         run(sys.executable, "lab/lab.py", "start", self.name)
+
+
+@functools.cache
+def _program() -> str:
+    """writer.py and the library that it uses, as an archive in base64."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.add(ROOT / "tests" / "e2e" / "writer.py", "writer.py")
+        tar.addfile(tarfile.TarInfo("shannon_library/__init__.py"))
+        for path in sorted((ROOT / "plugins" / "module_utils").glob("*.py")):
+            if path.name != "__init__.py":
+                tar.add(path, f"shannon_library/{path.name}")
+    return base64.b64encode(archive.getvalue()).decode()
 
 
 @dataclass
@@ -111,12 +132,9 @@ class Writer:
         return f"shannon-e2e-{self.store}"
 
     def __enter__(self) -> Writer:
-        self.host.sh(f"mkdir -p {REMOTE}/shannon_library && chmod 700 {REMOTE} && rm -f {REMOTE}/{self.store}.log")
-        for path in sorted((ROOT / "plugins" / "module_utils").glob("*.py")):
-            self.host.sh(f"cat > {REMOTE}/shannon_library/{path.name}", stdin=path.read_text())
-        self.host.sh(f"cat > {REMOTE}/writer.py", stdin=(ROOT / "tests" / "e2e" / "writer.py").read_text())
-        self.host.sh(f"touch {REMOTE}/shannon_library/__init__.py; umask 077; cat > {REMOTE}/{self.store}.secret",
-                     stdin=secret(self.secret_name))  # fmt: skip
+        self.host.sh(f"mkdir -p {REMOTE} && chmod 700 {REMOTE} && rm -f {REMOTE}/{self.store}.log")
+        self.host.sh(f"base64 -d | tar -xz -C {REMOTE}", stdin=_program(), timeout=60)
+        self.host.sh(f"umask 077; cat > {REMOTE}/{self.store}.secret", stdin=secret(self.secret_name))
         self.host.sh(
             f"systemd-run --quiet --collect --unit={self.unit} /usr/bin/python3 {REMOTE}/writer.py {self.store} "
             f"--log {REMOTE}/{self.store}.log --password-file {REMOTE}/{self.store}.secret --first {self.first}"
@@ -190,12 +208,54 @@ def wait_for(
         time.sleep(interval)
 
 
-def status(timeout: float = 60) -> dict[str, t.Any]:
+def status_playbook() -> dict[str, t.Any]:
     """What status.yml writes as JSON."""
     path = ROOT / ".lab" / "status.json"
     path.unlink(missing_ok=True)
-    playbook("status", "-e", f"status_json={path}", timeout=timeout)
+    playbook("status", "-e", f"status_json={path}", timeout=60)
     return t.cast(dict[str, t.Any], json.loads(path.read_text()))
+
+
+@functools.cache
+def topology() -> dict[str, t.Any]:
+    """What the inventory says, as the module of that name derives it."""
+    words = (str(Path(sys.executable).with_name("ansible")), "-i", str(INVENTORY), "localhost")
+    environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
+    said = run(*words, "-m", "shannon.resilience.topology", timeout=60, env=environment).stdout
+    return t.cast(dict[str, t.Any], json.loads(said[said.index("{") :])["topology"])
+
+
+#: What the module cell_info does, with the library of the services' release. An Ansible run for each look at a lab that
+#: is waited for would be most of the lab's load.
+_LOOK = """
+import json
+import sys
+from shannon.resilience.cell_probe import Probe
+from shannon.resilience.cell_status import summarise
+from shannon.resilience.tls import TlsFiles
+
+given = json.loads({given!r})
+probe = Probe(topology=given["topology"], tls=TlsFiles(), redis_username="monitor", timeout=1.0, **given["secrets"])
+json.dump(summarise(given["topology"], probe.observe(), given["objectives"]), sys.stdout)
+"""
+
+
+def status(timeout: float = 30) -> dict[str, t.Any]:
+    """What status.yml would say, asked from the first host that can be reached."""
+    import yaml
+
+    secrets = {"redis_password": secret("redis_monitor"), "qdrant_api_key": secret("qdrant_read_only_api_key")}
+    objectives = yaml.safe_load((ROOT / "config" / "objectives.yml").read_text())["backups"]
+    given = json.dumps({"topology": topology(), "secrets": secrets, "objectives": objectives})
+    failure: Exception | None = None
+    for name in ("w1", "a1", "b1", "a2", "b2"):
+        try:
+            program = "/opt/shannon/services/current/bin/python -"
+            said = Host(name).sh(program, timeout=timeout, stdin=_LOOK.format(given=given))
+            return t.cast(dict[str, t.Any], json.loads(said))
+        except (LabError, subprocess.TimeoutExpired) as exc:
+            failure = exc
+    raise LabError(f"no host could be asked for the status: {failure}")
 
 
 def show(capsys: t.Any, *lines: str) -> None:

@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("store", choices=sorted(STORES))
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--password-file", type=Path, required=True)
-    parser.add_argument("--interval", type=float, default=0.02)
+    parser.add_argument("--interval", type=float, default=0.05)
     parser.add_argument("--first", type=int, default=0, help="ids start above this number")
     parser.add_argument("--check", action="store_true", help="print the acknowledged ids that are missing, as JSON")
     args = parser.parse_args()
