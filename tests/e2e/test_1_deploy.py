@@ -89,6 +89,7 @@ def test_the_schema_is_there_in_both_regions(deployed: dict[str, float]) -> None
     assert int(counts["a1"]) >= 14  # the twelve tables and more of seed-facts 4, vector_log, schema_migrations
 
 
+@pytest.mark.soak  # each role's scenario has its second run, and the default one the data tier's
 def test_a_second_run_changes_nothing_and_prints_no_secret_even_when_verbose(deployed: dict[str, float]) -> None:
     import yaml
 

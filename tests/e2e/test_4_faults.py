@@ -132,6 +132,7 @@ def test_the_host_of_a_qdrant_peer_dies(healthy: dict[str, t.Any], capsys: pytes
     assert gap <= 3
 
 
+@pytest.mark.soak
 def test_status_answers_with_a_region_dead(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
     dead = [lab.Host(name) for name in ("b1", "b2", "b3")]
     for host in dead:
@@ -153,6 +154,7 @@ def test_status_answers_with_a_region_dead(healthy: dict[str, t.Any], capsys: py
             host.start()
 
 
+@pytest.mark.soak
 def test_a_region_that_was_dead_follows_again_by_itself(healthy: dict[str, t.Any]) -> None:
     """The fixture waits for it: both regions healthy, no lag left behind, nobody had to do anything."""
     assert all(

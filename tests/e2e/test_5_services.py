@@ -392,6 +392,7 @@ def route(region: str, state: str) -> None:
     lab.playbook("routing", "-e", json.dumps(told))
 
 
+@pytest.mark.soak
 def test_routing_control_outranks_health_checks_and_survives_a_restart(api: Api) -> None:
     gateway = services.METRICS["gateway"]
 
@@ -515,7 +516,8 @@ def test_tokens_that_do_not_count(api: Api, nothing_changes: None) -> None:
 @pytest.mark.parametrize(
     ("module", "told"),
     [
-        pytest.param(LOOP, ("fuel", "instruction", "time", "within"), id="loops"),
+        # Four endless loops take both cores from the lab's seven hosts for half a minute.
+        pytest.param(LOOP, ("fuel", "instruction", "time", "within"), id="loops", marks=pytest.mark.soak),
         pytest.param(GREEDY, ("memory",), id="allocates"),
     ],
 )
