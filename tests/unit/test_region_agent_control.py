@@ -83,7 +83,7 @@ class Former:
         made._catching_up_since = None
         made.postgres = SimpleNamespace(
             ended_here=lambda: self.ended,
-            no_primary=lambda: not self.primaries,
+            no_other_primary=lambda: not self.primaries,
             end=lambda: self.ends_quietly,
             conducts=lambda _standing: self.conducts,
         )
@@ -213,3 +213,29 @@ def test_a_follower_asks_who_else_is_there_only_when_nobody_leads(
     said: dict[str, t.Any] = {"role": role, "state": "running", **({"cluster_unlocked": True} if unlocked else {})}
     standing = Standing(View(None, None, None, None, None), Local(postgres=said), 1.0, 1.0, 0.0)
     assert (region.conducts(standing), bool(asked)) == (conducts, asks)
+
+
+def test_who_ended_as_the_primary_does_not_wait_for_its_own_patroni() -> None:
+    def silent() -> dict[str, t.Any]:
+        raise AssertionError("asked the member that is being stopped")
+
+    region = PostgresOfRegion.__new__(PostgresOfRegion)
+    others = {"a2": {"role": "replica", "state": "running"}, "a3": {"role": "primary", "state": "running"}}
+    region._settings = t.cast(t.Any, SimpleNamespace(host="a1"))
+    region.members = t.cast(t.Any, {"a1": SimpleNamespace(status=silent)})
+    region.members["a2"] = t.cast(t.Any, SimpleNamespace(status=lambda: others["a2"]))
+    assert region.no_other_primary()
+    region.members["a3"] = t.cast(t.Any, SimpleNamespace(status=lambda: others["a3"]))
+    assert not region.no_other_primary()
+
+
+@pytest.mark.parametrize(
+    ("postgres", "redis", "leads"),
+    [("replica", "replica", False), ("standby_leader", "replica", True), ("replica", "primary", True), ("", "", True)],
+)
+def test_who_only_follows_need_not_look_all_the_time(postgres: str, redis: str, leads: bool) -> None:
+    local = Local(
+        postgres={"role": postgres} if postgres else None,
+        redis=t.cast(t.Any, SimpleNamespace(role=redis)) if redis else None,
+    )
+    assert Standing(View(None, None, None, None, None), local, 1.0, 1.0, 0.0).leads is leads

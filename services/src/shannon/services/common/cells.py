@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where cells are: the registry's answer, kept, so that the registry may be away without anybody noticing.
 
-The registry is asked every other second, unless this host's region agent has asked it within that time and left the same
-word as is known here; and at once when the agent, who watches it, leaves another. The last answer outlives a restart in a file; before the first answer
-ever, a cell's home is unknown, unless there is no registry at all (tests), where the configuration's word holds.
+The registry is asked every other second, unless this host's region agent has asked it within that time and left the
+same word as is known here; and at once when the agent, who watches it, leaves another. The last answer outlives a
+restart in a file; before the first answer ever, a cell's home is unknown, unless there is no registry at all (tests),
+where the configuration's word holds.
 """
 
 from __future__ import annotations

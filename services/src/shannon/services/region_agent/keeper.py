@@ -95,6 +95,12 @@ class Standing:
             return True
         return lease is not None and (serving is None or serving.epoch != record.epoch)
 
+    @property
+    def leads(self) -> bool:
+        """Whether this host has a part in a move other than to follow: what leads, led, or does not say."""
+        follows = self.local.role == "replica" and self.local.redis is not None and self.local.redis.role == "replica"
+        return not follows
+
     def authority(self) -> float:
         """Seconds for which this host may still be a primary."""
         return max(0.0, self.authority_until - now())

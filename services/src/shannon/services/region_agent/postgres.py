@@ -157,11 +157,15 @@ class PostgresOfRegion:
         """Where this host's PostgreSQL ended as a primary, in bytes, if it was stopped in order; 0 otherwise."""
         return clean_end(pathlib.Path(self._settings.postgres_directory) / self._cell.name / "data")
 
-    def no_primary(self) -> bool:
-        """Whether no member that answers takes writes."""
+    def no_other_primary(self) -> bool:
+        """Whether none of the other members that answer takes writes.
+
+        Patroni of a member that is being stopped takes seconds to say anything, and its disk has said more already.
+        """
+        others = {name: client.status for name, client in self.members.items() if name != self._settings.host}
         return all(
             answer.get("role") in FOLLOWERS or answer.get("state") in (*NOT_RUNNING, "stopping")
-            for answer in self.statuses().values()
+            for answer in gather(others).values()
             if isinstance(answer, dict)
         )
 

@@ -42,6 +42,8 @@ WAITING = "waiting"
 #: Seconds without authority after which a home region steps down. It is closed already; this keeps what runs from
 #: coming back as it was.
 STEP_DOWN = 3.0
+#: Seconds between two steps of who was the primary until it has given the cell back: clients wait.
+GIVING_BACK = 0.1
 #: Seconds for which a switchover's last bytes are waited for after the old home has fallen silent.
 SILENT_SOURCE = 5.0
 #: Seconds that a switchover's last bytes may take before they are fetched in another way.
@@ -100,6 +102,7 @@ class Worker:
         self._catching_up_since: float | None = None
         #: The epoch in which this host's PostgreSQL was last seen to be the home's primary.
         self._led = 0
+        self._giving_back = False
         self._began: dict[str, float] = {}
         self._served = 0
         self._said: dict[str, str] = {}
@@ -120,7 +123,7 @@ class Worker:
         """Step until stopped."""
         self._names.start()
         while not self._stopping.is_set():
-            self._wake.wait(1.0)
+            self._wake.wait(GIVING_BACK if self._giving_back else 1.0)
             self._wake.clear()
             standing = self._keeper.standing()
             if not standing.at:
@@ -157,6 +160,8 @@ class Worker:
             self._said["duty"] = duty
         if duty != HOME:
             self._withdraw()
+        if duty != STANDBY:
+            self._giving_back = False
         wal = (standing.local.postgres or {}).get("xlog") or {}
         if duty == HOME:
             self._notes.add(int(wal.get("location") or wal.get("replayed_location") or 0))
@@ -346,12 +351,13 @@ class Worker:
             and not position.final
             and (serving is None or serving.epoch < record.epoch)
         )
+        self._giving_back = (holds or awaited) and self._led == record.epoch - 1
         if not (holds or awaited):
             return
         # Who was the primary itself knows at once, from its own disk, that it was stopped in order, and need not wait
         # until the region has a leader again.
         end = self._ended_here() if self._led == record.epoch - 1 else 0
-        quiet = bool(end) and self.postgres.no_primary()
+        quiet = bool(end) and self.postgres.no_other_primary()
         if not end and self.postgres.conducts(standing):
             quiet, end = self.postgres.end()
         # Without the lease no host of the region has authority any more, so a Redis that does not answer is no matter.
@@ -364,6 +370,7 @@ class Worker:
             final = Position(region, record.epoch - 1, end, time.time(), self._settings.host, final=True)
             written = self._keeper.leases.publish_end(record, final)
         if written:
+            self._giving_back = False
             _log.info("cell %s: gave the cell back in order, at %d bytes", self._cell.name, end)
 
     def _ended_here(self) -> int:
