@@ -102,8 +102,8 @@ def create_arguments(definition: Definition, host: Host, image: str) -> list[str
         # finds its own place in the tree and stays below it.
         "--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
         "--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "DAC_READ_SEARCH",
-        # In a container, where the role common must leave the kernel alone, nobody else can: the services' ports are not to
-        # be given to outgoing connections.
+        # The role common must leave a container's kernel alone: the services' ports are not to be given to outgoing
+        # connections.
         "--sysctl", "net.ipv4.ip_local_reserved_ports=50051-50052",
         "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
         "--security-opt", "label=disable",

@@ -91,7 +91,7 @@ def test_degradation_is_published_with_few_labels() -> None:
     assert metrics.value("shannon_dependency_health", dependency="redis", type="overall") == 0
     assert metrics.value("shannon_dependency_health", dependency="redis", type="circuit_breaker") == 0
     assert metrics.value("shannon_dependency_health", dependency="agent_core", type="overall") == 1
-    assert "4711" not in metrics.render().decode()
+    assert 'dependency="tenant' not in metrics.render().decode()
     ModeManager(lambda: manager.assessment, observers=[observer]).decide("complex")
     labels = {"from_mode": "complex", "to_mode": "standard", "reason": "circuit_breaker_open"}
     assert metrics.value("shannon_mode_downgrade_total", **labels) == before + 1
