@@ -347,9 +347,11 @@ class Restic:
         self.unlock()
         try:
             self._run(["check", *subset])
-        except (WrongPassword, RepositoryMissing, RepositoryUnreachable, RepositoryLocked, RepositoryFull):
-            raise
-        except ResticError as exc:
+        except ResilienceError as exc:
+            if isinstance(
+                exc, (WrongPassword, RepositoryMissing, RepositoryUnreachable, RepositoryLocked, RepositoryFull)
+            ):
+                raise
             raise CorruptRepository(str(exc)) from exc
 
     def forget(self, keep: Keep, tags: t.Sequence[str] = (), prune: bool = True) -> list[str]:

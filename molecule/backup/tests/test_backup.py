@@ -95,6 +95,7 @@ def test_the_registry_holds_the_runs(host):
 
 
 def test_nobody_deletes_through_the_server(host):
+    good("mb1", "run", "redis")
     secret = host.check_output("cat /etc/shannon/credentials/backup/restic_http_b")
     address = host.check_output("hostname -I").split()[0]
     listed = json.loads(host.check_output(f"{RUNNER} list --kind redis --json"))
@@ -104,20 +105,25 @@ def test_nobody_deletes_through_the_server(host):
 
 
 def test_a_backup_that_was_changed_is_found_out():
-    """The newest pack of the repository is damaged on the disk: its verification fails, and says what it is about."""
-    good("ma2", "run", "dump")
+    """What a run added to the repository is damaged on the disk: its verification fails, and says what it is about.
+
+    All of it, since the runner may have the packs of folders in its cache.
+    """
     disk = member("ma2")
-    pack = disk.check_output(
-        "find /var/lib/shannon/backup/restic/data -type f -printf '%T@ %p\\n' | sort -n | tail -n 1 | cut -d' ' -f2"
-    )
-    disk.check_output(
-        f"cp -a {pack} /root/pack && chmod u+w {pack} && printf x | dd of={pack} bs=1 seek=60 conv=notrunc"
-    )
+    disk.check_output("touch /root/before")
+    good("ma2", "run", "dump")
+    packs = disk.check_output("find /var/lib/shannon/backup/restic/data -type f -newer /root/before").split()
+    assert packs
+    disk.check_output(f"mkdir /root/packs && cp -a {' '.join(packs)} /root/packs")
+    for pack in packs:
+        disk.check_output(f"chmod u+w {pack} && printf x | dd of={pack} bs=1 seek=60 conv=notrunc")
     try:
         (verified,), status = runner("ma2", "verify", "dump")
         assert status == 1 and not verified["ok"] and verified["error"]
     finally:
-        disk.check_output(f"cp -a /root/pack {pack} && rm /root/pack")
+        for pack in packs:
+            disk.check_output(f"cp -a /root/packs/{pack.rpartition('/')[2]} {pack}")
+        disk.check_output("rm -r /root/packs")
     (verified,) = good("ma2", "verify", "dump")
     assert verified["ok"]
 
