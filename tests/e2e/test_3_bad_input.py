@@ -45,18 +45,21 @@ def test_an_unknown_region_in_a_cell(deployed: dict[str, float], inventory: Path
     assert "cells.main.home is 'c'" in said and TOPOLOGY in said
 
 
+@pytest.mark.soak
 def test_a_cell_without_a_home(deployed: dict[str, float], inventory: Path) -> None:
     edit(inventory / TOPOLOGY, lambda content: content["cells"]["main"].pop("home"))
     said = refused(inventory)
     assert "cells.main has no home" in said and TOPOLOGY in said
 
 
+@pytest.mark.soak
 def test_two_hosts_with_the_same_name(deployed: dict[str, float], inventory: Path) -> None:
     edit(inventory / HOSTS, lambda content: content["region_b"]["hosts"].update(a1=None))
     said = refused(inventory)
     assert "the host 'a1' is in region_a and region_b" in said and HOSTS in said
 
 
+@pytest.mark.soak
 def test_two_hosts_with_the_same_address(deployed: dict[str, float], inventory: Path) -> None:
     address = lab.Host("a2").address
     edit(inventory / HOSTS, lambda content: content["region_a"]["hosts"].update(
@@ -65,12 +68,14 @@ def test_two_hosts_with_the_same_address(deployed: dict[str, float], inventory: 
     assert f"have the same address {address}" in said
 
 
+@pytest.mark.soak
 def test_a_missing_group(deployed: dict[str, float], inventory: Path) -> None:
     edit(inventory / HOSTS, lambda content: content.pop("redis"))
     said = refused(inventory)
     assert "the group 'redis' is missing" in said and HOSTS in said
 
 
+@pytest.mark.soak
 def test_an_archive_with_a_wrong_sha256(deployed: dict[str, float], inventory: Path) -> None:
     said = refused(inventory, "-e", f"qdrant_archive_sha256={'0' * 64}")
     assert "qdrant_archive_sha256" in said and "group_vars" in said

@@ -205,6 +205,7 @@ def test_qdrant_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     show(capsys, "Qdrant stopped", figures, f"well after {well:.1f} s more", told)
 
 
+@pytest.mark.soak
 def test_llm_service_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     """What was asked before is answered as before, tools run without a plan, and the rest says what is missing."""
     known = [f"Tell me of {word()} {word()}" for _query in range(3)]
@@ -254,6 +255,7 @@ def test_llm_service_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> No
     show(capsys, "llm-service stopped", f"minor after {minor:.1f} s, well {well:.1f} s after its start", load.check())
 
 
+@pytest.mark.soak
 def test_agent_core_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     assert api.run(f"sum 17 25 {word()}", "standard")["tools_invoked"] == 1
     before = services.orchestrators()
@@ -331,6 +333,7 @@ def test_the_host_of_the_postgres_primary_dies(
     assert gap <= 30
 
 
+@pytest.mark.soak
 def test_two_and_three_dependencies_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     """Redis and Qdrant: moderate. With llm-service, too: severe, and yet what is known is answered."""
     known = [f"Tell me of {word()} {word()}" for _query in range(3)]

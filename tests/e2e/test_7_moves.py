@@ -120,6 +120,7 @@ def test_a_region_that_is_cut_off_stops_before_the_other_starts(
     )
 
 
+@pytest.mark.soak
 def test_a_registry_without_quorum(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The home serves on, by the other region's promises; nobody becomes a primary."""
     with Load(rate=2) as load:
@@ -139,6 +140,7 @@ def test_a_registry_without_quorum(at_home: None, capsys: pytest.CaptureFixture[
     lab.show(capsys, f"25 s without the registry's quorum: longest gap {gap:.1f} s; {figures}")
 
 
+@pytest.mark.soak
 def test_the_controller_dies_and_two_come_at_once(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     with Load(rate=2) as load:
         # Killed after a second, after two, and so on, it is started again until it gets through.
@@ -167,6 +169,7 @@ def test_the_controller_dies_and_two_come_at_once(at_home: None, capsys: pytest.
     lab.show(capsys, f"controller killed three times, then two at once: {figures}")
 
 
+@pytest.mark.soak
 def test_the_home_is_restarted_cold(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody moved it meanwhile, so it is the home again by itself."""
     moves.kill("a")
@@ -178,6 +181,7 @@ def test_the_home_is_restarted_cold(at_home: None, capsys: pytest.CaptureFixture
     lab.show(capsys, f"home region restarted cold: whole again after {time.time() - began:.0f} s")
 
 
+@pytest.mark.soak
 def test_automatic_failover(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     def say(word: str) -> None:
         lab.playbook("site", "--tags", "region_agent", "-e", f"region_failover={word}")

@@ -196,6 +196,7 @@ def test_one_region_out_of_reach_does_not_stop_the_others_backups(backed_up: flo
     assert runner("b3", "run", "redis")[0]["regions"] == ["b", "a"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("options", "words"),
     [
