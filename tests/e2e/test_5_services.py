@@ -616,6 +616,7 @@ def probe(operation: t.Any, mode: GenerationMode, examples: int) -> None:
     ask()
 
 
+@pytest.mark.soak
 def test_the_api_is_what_its_document_says(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     schema = schemathesis.openapi.from_dict(api.get("/openapi.json"))
     schema.config.update(base_url=services.base_url())

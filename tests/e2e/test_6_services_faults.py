@@ -146,6 +146,7 @@ def test_redis_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     show(capsys, "Redis stopped", f"minor after {minor:.1f} s, well {well:.1f} s after its start", load.check())
 
 
+@pytest.mark.soak
 def test_qdrant_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     before = services.orchestrators()
 
@@ -293,6 +294,7 @@ def test_agent_core_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> Non
     show(capsys, "agent-core stopped", figures, load.check())
 
 
+@pytest.mark.soak
 def test_the_host_of_the_postgres_primary_dies(
     api: Api, healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def assert_it_is_back(expected: str) -> None:
         )
 
 
+@pytest.mark.soak
 def test_all_kinds_are_in_both_regions_and_in_the_status(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
     found = lab.status()
     lines = found["backups"]["kinds"]
