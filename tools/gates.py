@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "RUFF_CACHE_DIR": str(ROOT / ".cache" / "ruff"),
 }
 #: Seconds after which a single command counts as hung.
-LONGEST = 45 * 60
+LONGEST = 60 * 60
 #: Seconds that a command has to end after it was told to.
 GRACE = 60
 STARTED = time.monotonic()

@@ -38,7 +38,7 @@ def deployed(request: pytest.FixtureRequest) -> t.Iterator[dict[str, float]]:
             took["check on an empty lab"] = time.monotonic() - started - took["lab"]
             assert not (lab.INVENTORY / ".secrets").exists(), "--check left secrets on the controller"
         started = time.monotonic()
-        lab.playbook("site", timeout=1200)
+        lab.playbook("site", timeout=1800)
         took["site.yml"] = time.monotonic() - started
     print("\n" + "\n".join(f"{what}: {seconds:.0f} s" for what, seconds in took.items()))
     yield took

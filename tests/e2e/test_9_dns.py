@@ -88,6 +88,7 @@ def test_the_name_says_the_home_to_every_host(at_home: None) -> None:
     endpoints_say("a")
 
 
+@pytest.mark.soak
 def test_dns_yml_finds_nothing_to_do(at_home: None) -> None:
     wait_until_it_says("a")
     done = lab.playbook("dns")
