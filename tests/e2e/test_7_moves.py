@@ -39,6 +39,7 @@ def test_plan_and_refusals_change_nothing(at_home: None, capsys: pytest.CaptureF
     lab.show(capsys, f"switchover.yml -e plan=true: {plan['took']:.1f} s")
 
 
+@pytest.mark.soak  # two moves in a row, each of which has the lab's two cores to itself for a minute
 def test_switchover_and_back(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     for target in ("b", "a"):
         with Load(rate=2) as load:
