@@ -46,7 +46,7 @@ package: env ## gate: the collection builds, installs and works elsewhere
 sanity: env ## gate: ansible-test sanity
 molecule: env ## gate: every role on plain images (SCENARIOS="etcd redis": these only)
 e2e: env ## gate: the whole thing on the lab
-soak: env ## outside of make test: odd faults, a lost registry, each disaster that a backup is for, on the lab
+soak: env ## outside of make test, hours: second and dry runs, rarer faults, a lost registry, restores after disasters
 lint unit docs-check package sanity molecule e2e soak:
 	python3 tools/gates.py $@
 

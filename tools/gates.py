@@ -322,11 +322,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gates", nargs="*", metavar="GATE", help=f"of {', '.join([*GATES, *EXTRA])}")
     parser.add_argument("--keep-going", action="store_true", help="run the other gates after one has failed")
-    parser.add_argument(
-        "--beside",
-        action="store_true",
-        help="run the gates that need no Docker beside molecule: on two cores a sixth of the time is saved",
-    )
+    parser.add_argument("--beside", action="store_true", help="run the gates that need no Docker beside molecule")
     args = parser.parse_args()
     unknown = [name for name in args.gates if name not in {**GATES, **EXTRA}]
     if unknown:

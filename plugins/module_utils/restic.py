@@ -347,7 +347,7 @@ class Restic:
         self.unlock()
         try:
             self._run(["check", *subset])
-        except ResilienceError as exc:
+        except ResilienceError as exc:  # all of them are ResticErrors
             if isinstance(
                 exc, (WrongPassword, RepositoryMissing, RepositoryUnreachable, RepositoryLocked, RepositoryFull)
             ):

@@ -89,7 +89,7 @@ def test_the_schema_is_there_in_both_regions(deployed: dict[str, float]) -> None
     assert int(counts["a1"]) >= 14  # the twelve tables and more of seed-facts 4, vector_log, schema_migrations
 
 
-@pytest.mark.soak  # each role's scenario has its second run, and the default one the data tier's
+@pytest.mark.soak  # CI has the second run of each role alone, in its scenario
 def test_a_second_run_changes_nothing_and_prints_no_secret_even_when_verbose(deployed: dict[str, float]) -> None:
     import yaml
 
@@ -102,7 +102,7 @@ def test_a_second_run_changes_nothing_and_prints_no_secret_even_when_verbose(dep
     assert leaked == []
 
 
-@pytest.mark.soak  # molecule's default scenario has the same on empty hosts
+@pytest.mark.soak
 def test_check_mode_on_a_deployed_lab_finds_nothing_to_do(deployed: dict[str, float]) -> None:
     counts = lab.recap(lab.playbook("site", "--check").stdout)
     assert {host: found["changed"] for host, found in counts.items() if found["changed"]} == {}

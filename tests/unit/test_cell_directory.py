@@ -38,7 +38,8 @@ class World:
 
     def word(self, age: float = 0.0, error: str = "", **record: t.Any) -> None:
         told = {"name": "main", "home": self.state.home, "epoch": self.state.epoch, "state": self.state.state, **record}
-        said = {"at": time.clock_gettime(time.CLOCK_BOOTTIME) - age, "record": told, "registry_error": error}
+        answered = time.clock_gettime(time.CLOCK_BOOTTIME) - age
+        said = {"answered": answered, "record": told, "registry_error": error}
         (self.folder / "main.json").write_text(json.dumps(said))
 
 

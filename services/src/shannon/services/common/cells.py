@@ -187,7 +187,7 @@ class CellDirectory:
                 word = json.loads((WORDS / f"{name}.json").read_text(encoding="utf-8"))
                 record = word["record"]
                 heard = CellState(record["home"], record["epoch"], record["state"])
-                ages.append(time.clock_gettime(time.CLOCK_BOOTTIME) - word["at"])
+                ages.append(time.clock_gettime(time.CLOCK_BOOTTIME) - word["answered"])
             except (OSError, ValueError, TypeError, KeyError):
                 return False
             if word.get("registry_error") != "" or heard != self._cells.get(name):

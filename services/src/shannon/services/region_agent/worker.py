@@ -476,6 +476,7 @@ class Worker:
             "duty": duty,
             "postgres_may_start": may_start,
             "registry_error": standing.registry_error,
+            "answered": round(max(0.0, standing.answered), 3),
             "failsafe": standing.failsafe,
             "authority": round(standing.authority(), 1),
             "trouble": self.trouble,
