@@ -41,7 +41,7 @@ MOVING = 0.2
 #: Seconds for which one request to the registry may take; a round must end before a host's authority does.
 REGISTRY_TIMEOUT = 1.0
 #: Seconds between two questions whether the registry was rebuilt.
-LEARNING = 10.0
+LEARNING = 3.0
 
 
 class Agent:
