@@ -107,3 +107,21 @@ def test_every_variable_is_described_with_its_default() -> None:
     options = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
     assert {name: option.get("default") for name, option in options.items()} == defaults
+
+
+def test_listeners_ports_are_kept_from_outgoing_connections_in_the_lab_and_in_molecule_too() -> None:
+    """A container's kernel is not the role's to change, so what makes the containers says the same."""
+    from shannon.resilience.topology import HOST_PORTS
+
+    template = jinja2.Template((ROLE / "templates" / "sysctl.conf.j2").read_text(), trim_blocks=True)
+    wanted = sorted(port for port in HOST_PORTS.values() if port >= 32768)
+    assert wanted == [50051, 50052]
+    assert "net.ipv4.ip_local_reserved_ports = 50051,50052" in template.render(
+        common_sysctl={}, common_reserved_ports=wanted
+    )
+    assert "reserved" not in template.render(common_sysctl={}, common_reserved_ports=[])
+    repository = ROLE.parents[1]
+    molecule = yaml.safe_load((repository / ".config" / "molecule" / "config.yml").read_text())
+    for platform in molecule["platforms"]:
+        assert platform["sysctls"] == {"net.ipv4.ip_local_reserved_ports": "50051-50052"}
+    assert "net.ipv4.ip_local_reserved_ports=50051-50052" in (repository / "lab/shannon_lab/hosts.py").read_text()
