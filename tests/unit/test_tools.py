@@ -84,6 +84,25 @@ def test_a_gate_that_does_not_exist_is_named(few: t.Callable[..., int], capsys: 
     assert "there is no gate frist; there are first, second, third" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_quick_gates_beside_molecule_count_and_are_heard(
+    few: t.Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    status: int,
+) -> None:
+    child = tmp_path / "gates.py"
+    child.write_text(f"import os, sys\nprint(sys.argv[1:], os.environ['{gates.BESIDE}'])\nsys.exit({status})\n")
+    monkeypatch.setattr(gates, "GATES", {"quick": bad, "molecule": good, "last": good})
+    monkeypatch.setattr(gates, "QUICK", ("quick",))
+    monkeypatch.setattr(gates, "__file__", str(child))
+    assert few("--beside", "--keep-going") == status
+    out = capsys.readouterr().out
+    assert "['--keep-going', 'quick'] 1" in out
+    assert out.splitlines()[-1] == f"{3 - status} passed, {status} failed"
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and waits to be collected does not."""
     try:
