@@ -17,7 +17,8 @@ from .definition import Definition, Host
 
 LABEL = "shannon.lab"
 NAME_LABEL = "shannon.lab.name"
-READY_TIMEOUT = 120.0
+#: Seconds. Three hosts that boot at once start thirty services on two cores, beside the four hosts that run.
+READY_TIMEOUT = 300.0
 # One question to a host that boots: how systemd is, the host's key, and the units that failed.
 BOOT_QUESTION = """
 systemctl is-system-running --wait 2>/dev/null

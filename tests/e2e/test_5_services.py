@@ -537,7 +537,9 @@ def test_a_module_without_end_costs_its_task_and_nothing_else(api: Api, module: 
     found = api.run(f"sum 20 22 {word()}", "standard")
     assert found["response"]["partial_results"][0]["result"] == SUM
     assert services.units() == running
-    assert set(services.levels().values()) == {0}
+    # The lab's hosts share two cores with these four tasks: a dependency that answered late meanwhile counts as degraded
+    # until it is asked again.
+    services.wait_for_level(0, timeout=30)
 
 
 def test_what_is_no_module_is_refused(api: Api, nothing_changes: None) -> None:
