@@ -317,8 +317,6 @@ def _walk(info: RepositoryInfo, backup: BackupInfo, path: t.Sequence[tuple[int, 
                     segment = segment_name(timeline, position - SEGMENT)
                     came_in_at = max(came_in_at, part.ended_at)
                 break
-        if stop is not None and position < stop:
-            break
     return Reach(path[-1][0], position, segment, came_in_at)
 
 
