@@ -4,7 +4,8 @@
 """What the registry knows of backups: each region's last run and last good run of each kind, its last verification.
 
 A run is at C(/shannon/backups/<cell>/<kind>/<region>), its verification at C(.../<region>/verified); what belongs to no
-cell has C(_) in the cell's place. C(judge) compares all of it with the objectives.
+cell has C(_) in the cell's place. How far the WAL in a region's repository goes is beside PostgreSQL's run, at
+C(.../<region>/archive). C(judge) compares all of it with the objectives.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ BACKUPS = "/shannon/backups/"
 LOCK = "/shannon/backup-lock"
 NO_CELL = "_"
 VERIFIED = "verified"
+ARCHIVE = "archive"
+#: What the lines and the objectives call the archive of WAL. It is no kind that somebody takes: PostgreSQL sends it.
+WAL = "wal"
+#: Seconds for which a look at an archive tells something; repository hosts look every five minutes.
+LOOKED_WITHIN = 900.0
 #: Kinds, and whether each belongs to a cell.
 KINDS = {"postgres": True, "dump": True, "redis": True, "qdrant": False, "registry": False, "config": False}
 #: What a registry's value may hold of a manifest or of differences; all of it is in the backup.
@@ -74,20 +80,50 @@ class Run:
         return json.dumps(value, sort_keys=True)
 
 
+@dataclass(frozen=True)
+class Look:
+    """How far the WAL in a region's repository goes, as the repository's host saw it.
+
+    :ivar at: when it looked; C(known_at) when it last could.
+    :ivar age: how old (seconds) the oldest write was at C(known_at) that the repository lacked; None when it has no
+        backup that WAL could go on from.
+    :ivar behind: bytes that it lacked; None when nobody said how far the cell had written.
+    :ivar segment: the last one up to which nothing is missing.
+    :ivar error: why it could not look.
+    """
+
+    cell: str
+    region: str
+    host: str
+    at: str
+    known_at: str = ""
+    age: float | None = None
+    behind: int | None = None
+    segment: str = ""
+    error: str = ""
+
+    def key(self) -> str:
+        """Where the registry has it."""
+        return f"{key_of('postgres', self.cell, self.region)}/{ARCHIVE}"
+
+
+S = t.TypeVar("S", Run, Look)
+
+
 def key_of(kind: str, cell: str, region: str) -> str:
     """The registry's key of a region's last run."""
     return f"{BACKUPS}{cell or NO_CELL}/{kind}/{region}"
 
 
-def parse(found: KeyValue) -> Run:
-    """A run from its key.
+def parse(found: KeyValue, shape: type[S] = Run) -> S:  # type: ignore[assignment]
+    """A run, or a look at an archive, from its key.
 
     :raises ResilienceError: somebody wrote it by hand, and wrong.
     """
     try:
         value = json.loads(found.value)
-        known = {one.name for one in fields(Run)}
-        return Run(**{name: part for name, part in value.items() if name in known})
+        known = {one.name for one in fields(shape)}
+        return shape(**{name: part for name, part in value.items() if name in known})
     except (TypeError, ValueError, AttributeError) as exc:
         raise ResilienceError(
             f"the registry's key {found.key} should hold the record of a backup and holds {found.value[:200]!r}; "
@@ -127,8 +163,23 @@ class BackupRecords:
         run = replace(run, good=run.short()) if run.ok else run
         self.client.put(f"{run.key()}/{VERIFIED}", run.stored())
 
+    def looked(self, look: Look) -> Look:
+        """Write a look at an archive; one that could not be taken goes on saying what the last one saw."""
+        if look.error:
+            try:
+                found = self.client.get(look.key())
+                before = parse(found, Look) if found else None
+            except ResilienceError:
+                before = None
+            if before:
+                look = replace(
+                    look, known_at=before.known_at, age=before.age, behind=before.behind, segment=before.segment
+                )
+        self.client.put(look.key(), json.dumps(asdict(replace(look, error=look.error[:2000])), sort_keys=True))
+        return look
+
     def everything(self) -> dict[str, dict[str, t.Any]]:
-        """All that there is, by C(<cell>/<kind>/<region>): C(run) and C(verified), as mappings or missing."""
+        """All that there is, by C(<cell>/<kind>/<region>): C(run), C(verified), C(archive), as mappings or missing."""
         return sorted_out(self.client.range(BACKUPS))
 
 
@@ -138,10 +189,11 @@ def sorted_out(found: t.Sequence[KeyValue]) -> dict[str, dict[str, t.Any]]:
     for one in found:
         name = one.key.removeprefix(BACKUPS)
         what = "run"
-        if name.endswith(f"/{VERIFIED}"):
-            name, what = name.removesuffix(f"/{VERIFIED}"), VERIFIED
+        for ending in (VERIFIED, ARCHIVE):
+            if name.endswith(f"/{ending}"):
+                name, what = name.removesuffix(f"/{ending}"), ending
         try:
-            sorted_runs.setdefault(name, {})[what] = asdict(parse(one))
+            sorted_runs.setdefault(name, {})[what] = asdict(parse(one, Look if what == ARCHIVE else Run))
         except ResilienceError as exc:
             sorted_runs.setdefault(name, {})[what] = {"ok": False, "error": str(exc), "good": {}}
     return sorted_runs
@@ -156,21 +208,29 @@ def judge(
 ) -> list[dict[str, t.Any]]:
     """One line per kind, cell and region: how old the newest good backup in its repository is, and what is amiss.
 
+    The archive of WAL has a line as well, of the kind V(wal); its C(age) is that of the oldest write that it lacks.
+
     :param records: what :meth:`BackupRecords.everything` found.
     :param objectives: the part C(backups) of C(config/objectives.yml).
     :param regions: those that have a repository.
     :returns: mappings with C(kind), C(cell), C(region), C(age), C(rpo), C(overdue), C(ok), C(error), C(verified_age),
-        C(verified_ok), C(bytes), C(seconds) and C(state), which is V(good), V(failed), V(overdue), V(unverified) or
-        V(missing).
+        C(verified_ok), C(bytes), C(seconds), C(behind) and C(state), which is V(good), V(failed), V(overdue),
+        V(unverified) or V(missing). What a line has no use for is None.
     """
     lines = []
     for kind, per_cell in KINDS.items():
-        limits = objectives.get(kind)
-        limits = limits if isinstance(limits, t.Mapping) else {}
         for cell in cells if per_cell else [NO_CELL]:
             for region in regions:
-                lines.append(_line(records, kind, cell, region, limits, now, regions))
+                lines.append(_line(records, kind, cell, region, _limits(objectives, kind), now, regions))
+        for cell in cells if kind == "postgres" else []:
+            for region in regions:
+                lines.append(_wal_line(records, cell, region, _limits(objectives, WAL), now))
     return lines
+
+
+def _limits(objectives: t.Mapping[str, t.Any], kind: str) -> t.Mapping[str, t.Any]:
+    limits = objectives.get(kind)
+    return limits if isinstance(limits, t.Mapping) else {}
 
 
 def _line(
@@ -228,7 +288,49 @@ def _line(
         "verified_ok": None if not verified else bool(verified.get("ok")),
         "bytes": int(good.get("bytes") or 0),
         "seconds": float(good.get("seconds") or 0.0),
+        "behind": None,
         "id": str(good.get("id") or ""),
+    }
+
+
+def _wal_line(
+    records: t.Mapping[str, t.Mapping[str, t.Any]],
+    cell: str,
+    region: str,
+    limits: t.Mapping[str, t.Any],
+    now: datetime,
+) -> dict[str, t.Any]:
+    look = records.get(f"{cell}/postgres/{region}", {}).get(ARCHIVE) or {}
+    age, rpo = _number(look.get("age")), _number(limits.get("rpo"))
+    error = str(look.get("error") or "")
+    ago = seconds_since(look.get("known_at"), now)
+    if age is not None and ago is not None and ago > LOOKED_WITHIN:
+        # Between two looks their age is as good as a new one. Later all that is known is how old it is at the worst.
+        age = round(age + ago, 1)
+        error = error or f"{look.get('host')} has not looked for {age_in_words(ago)}"
+    overdue = age is not None and rpo is not None and age > rpo
+    if look.get("error"):
+        state = "failed"
+    elif age is None:
+        state = "missing"
+    else:
+        state = "overdue" if overdue else "good"
+    return {
+        "kind": WAL,
+        "cell": cell,
+        "region": region,
+        "state": state,
+        "age": age,
+        "rpo": rpo,
+        "overdue": overdue,
+        "ok": None if not look else not look.get("error"),
+        "error": error,
+        "verified_age": None,
+        "verified_ok": None,
+        "bytes": None,
+        "seconds": None,
+        "behind": look.get("behind"),
+        "id": str(look.get("segment") or ""),
     }
 
 
@@ -236,9 +338,21 @@ def warnings(lines: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """A sentence for each line that an operator should look at."""
     found = []
     for line in lines:
-        of = f"backup of {line['kind']}" + ("" if line["cell"] == NO_CELL else f" of cell {line['cell']}")
-        where = f"{of} in region {line['region']}"
-        if line["state"] == "failed":
+        of = "archive of WAL" if line["kind"] == WAL else f"backup of {line['kind']}"
+        where = of + ("" if line["cell"] == NO_CELL else f" of cell {line['cell']}") + f" in region {line['region']}"
+        if line["kind"] == WAL and line["state"] == "failed":
+            found.append(f"{where} could not be looked at: {line['error']}")
+        elif line["kind"] == WAL and line["state"] == "missing":
+            found.append(
+                f"{where}: " + ("nobody has looked yet" if line["ok"] is None else "no backup that it goes on from")
+            )
+        elif line["kind"] == WAL and line["overdue"]:
+            why = f" ({line['error']})" if line["error"] else ""
+            found.append(
+                f"{where} is overdue: it lacks the last {age_in_words(line['age'])}, "
+                f"{age_in_words(line['rpo'])} promised{why}"
+            )
+        elif line["state"] == "failed":
             found.append(f"{where} failed: {line['error'] or 'it did not say why'}")
         elif line["state"] == "missing":
             found.append(f"{where}: there is none yet")

@@ -149,6 +149,22 @@ class RepositoryInfo:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far a restore to the latest would get.
+
+    :param timeline: the one that it would end on.
+    :param end_lsn: the first byte that the repository lacks.
+    :param segment: the name of the last segment before that.
+    :param came_in_at: when that one came in, in seconds since 1970.
+    """
+
+    timeline: int
+    end_lsn: int
+    segment: str
+    came_in_at: float
+
+
+@dataclass(frozen=True)
 class RestoreTarget:
     """Where to go.
 
@@ -267,6 +283,41 @@ def choose_backup(info: RepositoryInfo, target: RestoreTarget) -> BackupInfo:
         if not telling or _before(target, usable[usable.index(backup) + 1]):
             telling = problem
     raise ResilienceError(telling)
+
+
+def reach(info: RepositoryInfo) -> Reach | None:
+    """How far the WAL goes on without a gap from a usable backup, the furthest of all; None: there is no such backup.
+
+    What came in after a gap is of no use before the next backup, however new it is.
+    """
+    found = None
+    usable = [backup for backup in info.backups if not backup.error]
+    path = path_to(info, "latest") if usable else []
+    for backup in usable:
+        places = [index for index, (timeline, _start, _left) in enumerate(path) if timeline == backup.timeline]
+        left = path[places[0]][2] if places else None
+        if places and (left is None or backup.stop_lsn <= left):
+            got = _walk(info, backup, path[places[0] :])
+            if got.end_lsn >= backup.stop_lsn and (found is None or got.end_lsn >= found.end_lsn):
+                found = got
+    return found
+
+
+def _walk(info: RepositoryInfo, backup: BackupInfo, path: t.Sequence[tuple[int, int, int | None]]) -> Reach:
+    """From the segment in which a backup starts along the timelines, up to the first that is missing."""
+    position = backup.start_lsn - backup.start_lsn % SEGMENT
+    segment, came_in_at = "", 0.0
+    for timeline, _start, left in path:
+        # The segment in which a timeline is left is archived under the next one's name.
+        stop = None if left is None else left - left % SEGMENT
+        for part in info.ranges:
+            if part.timeline == timeline and part.start_lsn <= position < part.end_lsn:
+                if stop is None or position < stop:
+                    position = part.end_lsn if stop is None else min(part.end_lsn, stop)
+                    segment = segment_name(timeline, position - SEGMENT)
+                    came_in_at = max(came_in_at, part.ended_at)
+                break
+    return Reach(path[-1][0], position, segment, came_in_at)
 
 
 def target_problem(info: RepositoryInfo, target: RestoreTarget) -> str:

@@ -105,9 +105,13 @@ info:
       description:
         - Whether there are any (C(enabled)), C(kinds), a line per kind, cell and region, and C(warnings), a sentence
           each.
+        - PostgreSQL's archive of WAL has a line for each region's repository, too, with C(kind) V(wal). Its C(age) is
+          that of the oldest write that the repository lacks, as its host saw it within the last quarter of an hour;
+          C(id) is the last segment up to which nothing is missing.
         - A line has C(kind), C(cell), C(region), C(state) (V(good), V(failed), V(overdue), V(unverified) or
           V(missing)), C(age) and C(rpo) in seconds, C(overdue), C(ok) (the last run), C(error), C(verified_age),
-          C(verified_ok), C(bytes), C(seconds) and C(id).
+          C(verified_ok), C(bytes), C(seconds), C(id) and C(behind) (of V(wal) the bytes that the repository lacks).
+          What a line has no use for, and what is not known, is null.
         - A backup that is overdue or failed is a warning, and no problem of a cell, which serves as well as it did.
       type: dict
     certificate:

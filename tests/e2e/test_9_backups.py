@@ -107,14 +107,17 @@ def test_all_kinds_are_in_both_regions_and_in_the_status(backed_up: float, capsy
     found = lab.status()
     lines = found["backups"]["kinds"]
     assert {line["region"] for line in lines} == {"a", "b"}
-    wanted = {"postgres", "dump", "redis", "qdrant", "registry", "config"}
+    wanted = {"postgres", "wal", "dump", "redis", "qdrant", "registry", "config"}
     assert {line["kind"] for line in lines} == wanted
     bad = [line for line in lines if line["age"] is None or line["overdue"] or line["ok"] is False]
     assert not bad, bad
     assert found["cells"]["main"]["healthy"]
     text = lab.Host("b3").sh(f"cat {STATE}/metrics/shannon_backup.prom")
-    assert 'shannon_backup_overdue{kind="redis",cell="main",region="b"} 0' in text
-    sizes = ", ".join(f"{one['kind']} {one['bytes'] / 1e6:.1f} MB" for one in lines if one["region"] == "b")
+    for kind in ("redis", "wal"):
+        assert f'shannon_backup_overdue{{kind="{kind}",cell="main",region="b"}} 0' in text
+    sizes = ", ".join(
+        f"{one['kind']} {one['bytes'] / 1e6:.1f} MB" for one in lines if one["region"] == "b" and one["bytes"]
+    )
     lab.show(capsys, f"backups of all kinds in both regions: {backed_up:.0f} s; {sizes}")
 
 
@@ -130,6 +133,46 @@ def test_each_restores_to_what_it_was_taken_from(backed_up: float, capsys: pytes
     lines = lab.status()["backups"]["kinds"]
     assert {line["state"] for line in lines} == {"good"}, lines
     lab.show(capsys, f"verify_backups.yml: {took:.0f} s for {len(document['runs'])} backups")
+
+
+@pytest.mark.soak
+def test_an_archive_that_gets_no_wal_is_overdue_and_the_others_is_not(
+    backed_up: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Region a's repository takes no WAL in; what is written meanwhile is in region b's alone."""
+    ages = {line["region"]: line["age"] for line in look_at_the_archives()}
+    assert all(age is not None and age <= 120 for age in ages.values()), ages
+    lab.Host("a3").sh("systemctl stop shannon-pgbackrest-repository")
+    try:
+        began = time.time()
+        lab.wait_for(lambda: wal_goes_on() and look_at_the_archives()[0]["overdue"], "the warning", 240, interval=10)
+        took = time.time() - began
+        a, b = look_at_the_archives()
+        assert (a["state"], b["state"]) == ("overdue", "good"), (a, b)
+        assert a["behind"] > b["behind"] and took - 90 < a["age"] < took + 90, (took, a, b)
+        found = lab.status()
+        assert any("archive of WAL of cell main in region a is overdue" in one for one in found["backups"]["warnings"])
+        assert found["cells"]["main"]["healthy"]
+        text = lab.Host("a3").sh(f"cat {STATE}/metrics/shannon_backup.prom")
+        assert 'shannon_backup_overdue{kind="wal",cell="main",region="a"} 1' in text
+    finally:
+        lab.Host("a3").sh("systemctl start shannon-pgbackrest-repository")
+    lab.wait_for(lambda: look_at_the_archives()[0]["state"] == "good", "the archive to catch up", 240, interval=5)
+    lab.show(capsys, f"archive that gets no WAL: overdue after {took:.0f} s, {a['age']:.0f} s old")
+
+
+def wal_goes_on() -> bool:
+    """Write something and close the segment."""
+    psql(f"UPDATE {TABLE} SET word = word WHERE id = 1; SELECT pg_switch_wal()")
+    return True
+
+
+def look_at_the_archives() -> list[dict[str, t.Any]]:
+    """Have both repositories looked at now; what the status says of region a's and of region b's."""
+    for host in REPOSITORY.values():
+        lab.Host(host).sh(f"{RUNNER} metrics", timeout=60)
+    lines = [line for line in lab.status()["backups"]["kinds"] if line["kind"] == "wal"]
+    return sorted(lines, key=lambda line: line["region"])
 
 
 @pytest.mark.soak

@@ -18,11 +18,21 @@ from fake_etcd import FakeCluster
 from shannon.resilience.backup_records import LOCK, judge, stamp
 from shannon.resilience.errors import ResilienceError, WaitTimeout
 from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.postgres_engine import (
+    SEGMENT,
+    BackupInfo,
+    Reach,
+    RepositoryInfo,
+    ranges_of,
+    segment_name,
+)
 from shannon.resilience.registry import RESTORING, Registry
+from shannon.resilience.wal_archive import Age, Written
 from shannon.services.backup import metrics
 from shannon.services.backup.kinds.base import Found, Made, Sandbox
 from shannon.services.backup.kinds.config import ConfigKind, differences, hashes
 from shannon.services.backup.lock import Lock
+from shannon.services.backup.main import _write_metrics
 from shannon.services.backup.runner import Runner, Skipped, Spaces, Stopped, moment
 from shannon.services.backup.settings import Cell, Settings, load
 
@@ -64,6 +74,19 @@ class FakeKind:
         if self.error:
             raise self.error
         yield Sandbox(self.wrong, {"keys": 3}, "somewhere")
+
+
+@dataclass
+class FakeArchive(FakeKind):
+    """PostgreSQL, with an archive that a look finds so."""
+
+    name: str = "postgres"
+    lacks: Age | None = field(default_factory=lambda: Age(61.26, 700))
+
+    def archived(self, cell: Cell, clock: t.Callable[[], float]) -> tuple[Reach, Age] | None:
+        if self.error:
+            raise self.error
+        return self.lacks and (Reach(1, SEGMENT, "0000000100000000000000A1", clock()), self.lacks)
 
 
 @dataclass
@@ -318,6 +341,166 @@ def test_metrics_have_a_line_for_each_figure(world: World) -> None:
     assert 'shannon_backup_last_run_ok{kind="redis",cell="main",region="b"} 1' in text
     assert "shannon_backup_repository_free_bytes 5" in text
     assert all(line.startswith("#") or " " in line for line in text.splitlines())
+
+
+def archive_lines(world: World) -> list[dict[str, t.Any]]:
+    records = world.runner().records.everything()
+    lines = judge(records, {"wal": {"rpo": 120}}, ["main"], ["a", "b"], START + timedelta(seconds=240))
+    return [line for line in lines if line["kind"] == "wal"]
+
+
+def test_a_look_at_the_archive_is_told_and_is_a_figure(world: World) -> None:
+    kind = FakeArchive()
+    world.runner("b", kind).look()
+    a, b = archive_lines(world)
+    assert (b["state"], b["age"], b["behind"], b["id"]) == ("good", 61.3, 700, "0000000100000000000000A1")
+    assert a["state"] == "missing"
+    kind.lacks = Age(300.0, None)
+    world.runner("a", kind).look()
+    text = metrics.render(archive_lines(world), 5, 10)
+    for line in (
+        'shannon_backup_age_seconds{kind="wal",cell="main",region="b"} 61.3',
+        'shannon_backup_objective_seconds{kind="wal",cell="main",region="b"} 120',
+        'shannon_backup_overdue{kind="wal",cell="main",region="a"} 1',
+        'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0',
+        'shannon_backup_last_run_ok{kind="wal",cell="main",region="b"} 1',
+        'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"} 700',
+    ):
+        assert line in text.splitlines()
+    assert 'behind_bytes{kind="wal",cell="main",region="a"}' not in text  # nobody could say it
+    assert 'size_bytes{kind="wal"' not in text and 'verified_ok{kind="wal"' not in text
+    assert world.client.get(LOCK) is None
+
+
+def test_a_look_that_fails_is_told_and_keeps_nobody_from_the_other_figures(world: World) -> None:
+    kind = FakeArchive()
+    runner = world.runner("b", kind)
+    runner.look()
+    kind.error = ResilienceError("Is it the passphrase?")
+    _write_metrics(runner)
+    line = archive_lines(world)[1]
+    assert (line["state"], line["age"], line["error"]) == ("failed", 61.3, "Is it the passphrase?")
+    text = (Path(world.settings.state) / "metrics" / "shannon_backup.prom").read_text()
+    assert 'shannon_backup_last_run_ok{kind="wal",cell="main",region="b"} 0' in text
+
+
+def test_the_metrics_are_written_after_a_look(world: World) -> None:
+    world.now = datetime.now(timezone.utc)  # a look of long ago is no good news
+    _write_metrics(world.runner("b", FakeArchive()))
+    text = (Path(world.settings.state) / "metrics" / "shannon_backup.prom").read_text()
+    assert 'shannon_backup_age_seconds{kind="wal",cell="main",region="b"} 61.3' in text
+    _write_metrics(world.runner("b", FakeKind()))  # an engine that can't tell
+
+
+def test_an_archive_without_a_backup_is_told_so(world: World) -> None:
+    world.runner("b", FakeArchive(lacks=None)).look()
+    assert archive_lines(world)[1]["state"] == "missing"
+
+
+class FakePatroni:
+    """Patroni's members by address; what they say, or the error that asking them gives."""
+
+    said: t.ClassVar[dict[str, t.Any]] = {}
+
+    def __init__(self, host: str, _port: int, _context: t.Any, timeout: float) -> None:
+        assert timeout <= 5
+        self.host = host
+
+    def status(self) -> dict[str, t.Any]:
+        said = self.said[self.host]
+        if isinstance(said, Exception):
+            raise said
+        return t.cast("dict[str, t.Any]", said)
+
+
+@pytest.fixture
+def members(world: World, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[dict[str, t.Any]]:
+    """Two members in each region, and what each says of itself; C(asked) has those that were connected to."""
+    postgres = pytest.importorskip("shannon.services.backup.kinds.postgres")
+    names = {"a": ["a1", "a2"], "b": ["b1", "b2"]}
+    instances = {
+        region: [{"host": host, "address": host, "port": 5432, "patroni": 8008} for host in hosts]
+        for region, hosts in names.items()
+    }
+    world.settings = world.settings.model_copy(
+        update={"cells": [Cell.model_validate({**world.cell.model_dump(), "postgres": instances})]}
+    )
+    replica = {"role": "replica", "state": "running", "timeline": 2}
+    said: dict[str, t.Any] = {host: dict(replica) for hosts in names.values() for host in hosts}
+    said["a1"] = {"role": "primary", "state": "running", "timeline": 2}
+    said["asked"] = []
+    FakePatroni.said = said
+
+    def connector(_settings: Settings, instance: t.Any) -> t.Callable[[str], t.Any]:
+        def connect(_database: str) -> t.Any:
+            said["asked"].append(instance.host)
+            if said.get("refused") == instance.host:
+                raise ResilienceError("no connection")
+            return contextlib.nullcontext(instance.host)
+
+        return connect
+
+    monkeypatch.setattr(postgres, "Patroni", FakePatroni)
+    monkeypatch.setattr(postgres, "client_context", lambda _tls: None)
+    monkeypatch.setattr(postgres, "connector", connector)
+    monkeypatch.setattr(postgres.wal_archive, "ask", lambda host: Written(int(said[host]["timeline"]), 0))
+    yield said
+
+
+def test_the_primary_is_asked_in_whichever_region_it_is(world: World, members: dict[str, t.Any]) -> None:
+    postgres = pytest.importorskip("shannon.services.backup.kinds.postgres")
+    assert postgres.written_by(world.settings, world.cell) == Written(2, 0)
+    members["a2"] = ResilienceError("dead")
+    members["b2"] = {"role": "primary", "state": "running", "timeline": 3}
+    assert postgres.written_by(world.settings, world.cell) == Written(3, 0)  # the other one was superseded
+    assert members["asked"] == ["a1", "b2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a1": ResilienceError("dead")},
+        {"a1": {"role": "primary", "state": "starting", "timeline": 2}},
+        {"refused": "a1"},
+    ],
+)
+def test_without_a_primary_that_answers_nobody_says_how_far_it_is(
+    world: World, members: dict[str, t.Any], change: dict[str, t.Any]
+) -> None:
+    """A replica's position would do for a region that is cut off from a primary that writes on."""
+    postgres = pytest.importorskip("shannon.services.backup.kinds.postgres")
+    members.update(change)
+    assert postgres.written_by(world.settings, world.cell) is None
+
+
+def test_the_own_regions_repository_is_looked_at_after_the_primary(
+    world: World, members: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = pytest.importorskip("shannon.services.backup.kinds.postgres")
+    segments = {segment_name(2, number * SEGMENT): START.timestamp() - 30 for number in (1, 2)}
+    made = BackupInfo("x", "full", 0, 0, SEGMENT, SEGMENT + 80, 2)
+    order: list[t.Any] = []
+
+    class Engine:
+        def __init__(self, _stanza: str, **options: t.Any) -> None:
+            order.append((options["repo"], options["timeout"] < 600))
+
+        def info(self) -> t.Any:
+            order.append("info")
+            return RepositoryInfo((made,) if segments else (), ranges_of(segments))
+
+    def ask(_host: str) -> Written:
+        order.append("primary")
+        return Written(2, 3 * SEGMENT + 9, 60.0)
+
+    monkeypatch.setattr(postgres, "PgBackRest", Engine)
+    monkeypatch.setattr(postgres.wal_archive, "ask", ask)
+    kind = postgres.PostgresKind(world.settings, FakeRepositories())
+    reached, lacks = kind.archived(world.cell, START.timestamp)
+    assert order == ["primary", (2, True), "info"]
+    assert (reached.segment, lacks) == (segment_name(2, 2 * SEGMENT), Age(30.0, 9))
+    segments.clear()
+    assert kind.archived(world.cell, START.timestamp) is None
 
 
 def test_settings_say_what_is_wrong(tmp_path: Path) -> None:

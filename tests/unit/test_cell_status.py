@@ -72,6 +72,19 @@ def test_a_healthy_cell_has_no_problem(seen: Observations) -> None:
     assert (cell["home"], cell["epoch"], cell["state"]) == ("a", 1, "active")
 
 
+def test_an_archive_of_wal_that_is_overdue_is_a_warning_and_no_problem_of_the_cell(seen: Observations) -> None:
+    topology = {**TOPOLOGY, "components": {**TOPOLOGY["components"], "backup_repository": {"a": ["a3"], "b": ["b3"]}}}
+    look = {"age": 400.0, "known_at": NOW.isoformat(), "behind": 9, "segment": "x", "error": "", "host": "b3"}
+    seen.backups = {"main/postgres/b": {"archive": look}, "main/postgres/a": {"archive": {**look, "age": 30.0}}}
+    info = summarise(topology, seen, {"wal": {"rpo": 120}})
+    lines = {line["region"]: line for line in info["backups"]["kinds"] if line["kind"] == "wal"}
+    assert (lines["a"]["state"], lines["b"]["state"], lines["b"]["age"]) == ("good", "overdue", 400.0)
+    said = [one for one in info["backups"]["warnings"] if "archive of WAL" in one]
+    assert len(said) == 1 and "region b is overdue" in said[0]
+    assert info["cells"]["main"]["healthy"]
+    assert said[0] in render(info)
+
+
 def test_lag_is_in_bytes_and_seconds(seen: Observations) -> None:
     seen.patroni["main", "b2"] = patroni("replica", location=400)
     info = summarise(TOPOLOGY, seen)

@@ -225,6 +225,23 @@ def test_the_scenarios_inventory_has_the_platforms() -> None:
     assert set().union(*groups_of(ROOT / "molecule" / "inventory").values()) == platforms
 
 
+def test_the_objective_of_the_archive_fits_what_postgresql_is_told() -> None:
+    """A segment is closed in that time, and then it has to arrive; an idle cell must not look overdue."""
+    from ansible_collections.shannon.resilience.plugins.module_utils import backup_records
+
+    promised = load(ROOT / "config" / "objectives.yml")["backups"]
+    assert set(promised) == {*backup_records.KINDS, backup_records.WAL}
+    timeout = load(ROOT / "roles" / "postgres" / "defaults" / "main.yml")["postgres_archive_timeout"]
+    assert promised["wal"]["rpo"] == 2 * timeout
+    template = (ROOT / "roles" / "postgres" / "templates" / "dynamic.yml.j2").read_text()
+    assert "'archive_timeout': postgres_archive_timeout ~ 's'" in template
+    for path in ROOT.glob("inventories/**/*.yml"):
+        assert "archive_timeout" not in path.read_text(), path
+    # A look is good for three of the timer's; a host that was away once is not suspected.
+    schedule = load(ROOT / "roles" / "backup" / "defaults" / "main.yml")["backup_jobs"]["metrics"]["schedule"]
+    assert schedule == "*-*-* *:0/5:30" and backup_records.LOOKED_WITHIN == 3 * 300
+
+
 def test_the_readme_names_every_verb_and_no_other() -> None:
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"playbooks/([a-z_]+\.yml)", readme)) == {path.name for path in PLAYBOOKS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 import pytest
 
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
@@ -18,6 +20,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.postgres_engine
     parse_time,
     path_to,
     ranges_of,
+    reach,
     segment_name,
     segment_position,
     target_problem,
@@ -103,6 +106,48 @@ class TestGap:
     def test_a_backup_without_its_own_wal(self) -> None:
         info = RepositoryInfo((backup(2),), ranges_of(wal(1, 3, 9)))
         assert segment_name(1, 2 * SEGMENT) in target_problem(info, RestoreTarget())
+
+
+class TestReach:
+    """How far the archive goes, without a gap, from a usable backup."""
+
+    @staticmethod
+    def of(backups: tuple[BackupInfo, ...], segments: dict[str, float], **more: t.Any) -> tuple[int, str, float] | None:
+        """The last segment's number, its name, and when it came in."""
+        found = reach(RepositoryInfo(backups, ranges_of(segments), **more))
+        return found and (found.end_lsn // SEGMENT - 1, found.segment, (found.came_in_at - T - 50) / 100)
+
+    def test_to_the_last_segment(self) -> None:
+        assert self.of((backup(2), backup(5)), wal(1, 1, 9)) == (9, segment_name(1, 9 * SEGMENT), 9.0)
+
+    def test_what_came_in_after_a_gap_does_not_count_before_the_next_backup(self) -> None:
+        segments = {**wal(1, 1, 6), **wal(1, 8, 9)}
+        assert self.of((backup(2), backup(5)), segments) == (6, segment_name(1, 6 * SEGMENT), 6.0)
+        assert self.of((backup(2), backup(8)), segments) == (9, segment_name(1, 9 * SEGMENT), 9.0)
+        assert self.of((backup(2), backup(8, error=True)), segments) == (6, segment_name(1, 6 * SEGMENT), 6.0)
+
+    def test_without_a_usable_backup_there_is_none(self) -> None:
+        assert self.of((), wal(1, 1, 9)) is None
+        assert self.of((), {}) is None
+        assert self.of((backup(2, error=True),), wal(1, 1, 9)) is None
+        assert self.of((backup(2),), wal(1, 3, 9)) is None  # its own WAL is not there
+
+    def test_across_the_timelines(self) -> None:
+        left = {"branches": {2: (1, 6 * SEGMENT + 500)}}
+        segments = {**wal(1, 1, 8), **wal(2, 6, 11)}
+        assert self.of((backup(2),), segments, **left) == (11, segment_name(2, 11 * SEGMENT), 11.0)
+        # One that was left behind leads nowhere, however much of its timeline is there.
+        assert self.of((backup(8),), segments, **left) is None
+        # A gap on the old timeline is not bridged by the new one.
+        gap = {**wal(1, 1, 4), **wal(2, 6, 11)}
+        assert self.of((backup(2),), gap, **left) == (4, segment_name(1, 4 * SEGMENT), 4.0)
+
+    def test_a_timeline_of_which_only_the_history_is_there(self) -> None:
+        """A moment after a failover: no segment of the new timeline is full, what follows is compared with it."""
+        info = RepositoryInfo((backup(2),), ranges_of(wal(1, 1, 5)), {2: (1, 6 * SEGMENT + 500)})
+        found = reach(info)
+        assert found and (found.timeline, found.end_lsn) == (2, 6 * SEGMENT)
+        assert found.segment == segment_name(1, 5 * SEGMENT)
 
 
 class TestTimelines:

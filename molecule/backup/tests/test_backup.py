@@ -157,3 +157,8 @@ def test_metrics_are_written_for_everybody(host):
     assert (
         found.mode & 0o004 and 'shannon_backup_age_seconds{kind="redis",cell="main",region="b"}' in found.content_string
     )
+    # The runner reads the repository and asks the primary, with no more than it may do. Nothing is written here, so the
+    # archive is as old as PostgreSQL leaves a segment open.
+    text = found.content_string
+    assert 'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0' in text
+    assert 'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"}' in text

@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--from-region", default="")
 
     verb("status", _status, "say how old the backups of all regions are, against what was promised")
-    verb("metrics", _metrics, "write the same for monitoring")
+    verb("metrics", _metrics, "look how far the archive of WAL goes, and write the same for monitoring")
 
     manifest = verb("manifest", _manifest, "print what a backup holds")
     manifest.add_argument("kind", choices=one)
@@ -284,6 +284,7 @@ def _judged(runner: Runner) -> list[dict[str, t.Any]]:
 def _write_metrics(runner: Runner) -> None:
     """Beside the result, never instead of it."""
     try:
+        runner.look()
         room = space_of(runner.settings.state)
         text = metrics.render(_judged(runner), room.free, room.total)
         write(str(runner.settings.folder("metrics") / "shannon_backup.prom"), text.encode(), 0o644)

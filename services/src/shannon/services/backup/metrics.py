@@ -8,11 +8,12 @@ from __future__ import annotations
 import typing as t
 
 _FIGURES = (
-    ("age_seconds", "age", "Age of the newest good backup in the region's repository."),
+    ("age_seconds", "age", "Age of the newest good backup in the region's repository; of wal: of what it lacks."),
     ("objective_seconds", "rpo", "The age that config/objectives.yml allows."),
     ("size_bytes", "bytes", "Size of the newest good backup."),
     ("duration_seconds", "seconds", "How long the newest good backup took."),
     ("verified_age_seconds", "verified_age", "Time since the newest backup was last restored for a test."),
+    ("behind_bytes", "behind", "Bytes of WAL that the cell has written and the region's repository lacks."),
 )
 _FLAGS = (
     ("overdue", "overdue", "1 while the newest good backup is older than allowed."),

@@ -11,11 +11,11 @@ import shutil
 import tempfile
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from shannon.resilience.backup_records import NO_CELL, BackupRecords, Run, seconds_since, stamp
+from shannon.resilience.backup_records import NO_CELL, BackupRecords, Look, Run, seconds_since, stamp
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.registry import ACTIVE, Registry
@@ -121,6 +121,25 @@ class Runner:
             return self._record(
                 kind, name, "verify", lock, lambda run: self._verify(kind, cell, region, run), verification=True
             )
+
+    def look(self) -> None:
+        """Tell the registry how far the WAL in this region's repository goes, of each cell; it needs no lock.
+
+        :raises ResilienceError: the registry could not be told.
+        """
+        archived = getattr(self.kinds.get("postgres"), "archived", None)
+        for cell in self.settings.cells if archived else ():
+            at = stamp(self._clock())
+            look = Look(cell.name, self.settings.region, self.settings.host, at, known_at=at)
+            try:
+                found = archived(cell, self._clock().timestamp)
+                if found is not None:
+                    reached, age = found
+                    look = replace(look, age=round(age.seconds, 1), behind=age.behind, segment=reached.segment)
+            except ResilienceError as exc:
+                look = replace(look, error=str(exc))
+                _log.warning("the archive of WAL of cell %s could not be looked at: %s", cell.name, exc)
+            self.records.looked(look)
 
     def sandbox(
         self, kind: Kind, cell: Cell | None, to: str = "", region: str = "", keep: bool = False

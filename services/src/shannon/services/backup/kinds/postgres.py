@@ -13,11 +13,20 @@ from pathlib import Path
 
 import psycopg
 
-from shannon.resilience import postgres_manifest
+from shannon.resilience import postgres_manifest, wal_archive
+from shannon.resilience.concurrently import gather
 from shannon.resilience.errors import ResilienceError
 from shannon.resilience.patroni import Patroni
 from shannon.resilience.pgbackrest import PgBackRest
-from shannon.resilience.postgres_engine import PostgresEngine, RestoreTarget, choose_backup, parse_lsn, target_problem
+from shannon.resilience.postgres_engine import (
+    PostgresEngine,
+    Reach,
+    RestoreTarget,
+    choose_backup,
+    parse_lsn,
+    reach,
+    target_problem,
+)
 from shannon.resilience.postgres_scratch import ScratchPostgres
 from shannon.resilience.tls import client_context
 from shannon.services.common import logs
@@ -31,6 +40,9 @@ _log = logs.get(__name__)
 ARCHIVED_WITHIN = 180.0
 #: Seconds within which a replica must have replayed the end of a backup.
 REPLAYED_WITHIN = 120.0
+#: Seconds that one command of a look at the archive may take, and that one member may take to say what it is.
+LOOK_TIMEOUT = 60.0
+MEMBER_TIMEOUT = 2.0
 
 
 class PostgresKind:
@@ -44,14 +56,18 @@ class PostgresKind:
         self._settings = settings
         self._manifests = ManifestStore(settings, repositories)
 
-    def engine(self, cell: Cell) -> PostgresEngine:
-        """What makes and restores the backups; another engine would take its place here."""
+    def engine(self, cell: Cell, timeout: float = 86400.0) -> PostgresEngine:
+        """What makes and restores the backups; another engine would take its place here.
+
+        :param timeout: seconds for each of its commands.
+        """
         settings = self._settings
         # A repository has the same number on every host.
         return PgBackRest(
             cell.name,
             config=settings.pgbackrest_config,
             repo=settings.regions.index(settings.region) + 1,
+            timeout=timeout,
             work=settings.runtime,
             process_max=settings.jobs,
         )
@@ -113,6 +129,17 @@ class PostgresKind:
             raise ResilienceError(f"{problem.rstrip('.')}. Nothing was changed.")
         chosen = choose_backup(info, target)
         return known.get(chosen.label) or Found(chosen.label, region, chosen.ended_at, chosen.size)
+
+    def archived(self, cell: Cell, clock: t.Callable[[], float]) -> tuple[Reach, wal_archive.Age] | None:
+        """How far the WAL in the own region's repository goes, and how old what it lacks is; None: it has no backup.
+
+        :param clock: gives seconds since 1970.
+        :raises ResilienceError: the repository can't be read.
+        """
+        # The primary first: what it had written then is in what is found after that, or is missing.
+        written = written_by(self._settings, cell)
+        reached = reach(self.engine(cell, LOOK_TIMEOUT).info())
+        return None if reached is None else (reached, wal_archive.age(reached, written, clock()))
 
     def fetch(self, cell: Cell | None, found: Found, into: Path) -> dict[str, t.Any]:
         """Its manifest; the files come with a restore only."""
@@ -242,6 +269,29 @@ def replica_of(settings: Settings, cell: Cell) -> Instance:
     return order[0][1]
 
 
+def written_by(settings: Settings, cell: Cell) -> wal_archive.Written | None:
+    """How far the cell's primary has written, in whichever region it is; None when none says it."""
+    context = client_context(settings.tls)
+    instances = {one.host: one for members in cell.postgres.values() for one in members}
+    answers = gather(
+        {host: Patroni(one.address, one.patroni, context, timeout=MEMBER_TIMEOUT).status
+         for host, one in instances.items()}
+    )  # fmt: skip
+    primaries = [
+        (int(said.get("timeline") or 0), host)
+        for host, said in answers.items()
+        if isinstance(said, dict) and said.get("role") == "primary" and said.get("state") == "running"
+    ]
+    # One that was superseded and does not know it yet is on an older timeline.
+    for _timeline, host in sorted(primaries, reverse=True):
+        try:
+            with connector(settings, instances[host])(postgres_manifest.MAINTENANCE) as connection:
+                return wal_archive.ask(connection)
+        except (ResilienceError, psycopg.Error) as exc:
+            _log.warning("%s does not say how far cell %s has written: %s", host, cell.name, exc)
+    return None
+
+
 def connector(settings: Settings, instance: Instance) -> t.Callable[[str], psycopg.Connection[t.Any]]:
     """Connections to an instance as the user of backups."""
 
@@ -252,6 +302,8 @@ def connector(settings: Settings, instance: Instance) -> t.Callable[[str], psyco
                 password=settings.secret("postgres_backup"), sslmode="verify-full", sslrootcert=settings.ca_file,
                 sslcert=settings.cert_file, sslkey=settings.key_file,
                 connect_timeout=5, application_name="shannon-backup",
+                # A host that dies while it is asked must not be waited for until somebody kills the run.
+                keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30000,
             )  # fmt: skip
         except psycopg.Error as exc:
             raise ResilienceError(
