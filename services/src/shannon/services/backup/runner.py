@@ -273,7 +273,8 @@ class Runner:
             # Cut off, most of all: why the run failed must not be lost over that, neither here nor in the status.
             self._mark({**asdict(done), "verification": verification, "ended": True})
             raise ResilienceError(
-                f"{what}: {done.error or 'good'}. The registry could not be told; the next run on this host does it: "
+                f"{what}: {(done.error or 'good').rstrip('.')}. The registry could not be told; the next run on this "
+                "host does it: "
                 f"{exc}"
             ) from exc
         self._marked().unlink(missing_ok=True)
