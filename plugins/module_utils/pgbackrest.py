@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .concurrently import gather
 from .errors import ResilienceError
@@ -97,6 +97,8 @@ class PgBackRest:
     work: str = ""
     process_max: int = 2
     command: str = COMMAND
+    #: Whether :meth:`create` had the repository go on with another system.
+    upgraded: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if not self.repo:
@@ -109,6 +111,9 @@ class PgBackRest:
     def create(self, upgrade: bool = False) -> str:
         """Make the stanza, or find it made; returns why it does not fit the cluster, empty when it does.
 
+        A repository without any backup has nothing that could be restored, so it goes on with whatever the cell runs:
+        after all was lost but the other region's repository, this one was made for a cluster that is gone again.
+
         :param upgrade: let the repository go on with another system than the one that it has backups of.
         """
         with self._reachable() as config:
@@ -117,13 +122,14 @@ class PgBackRest:
             except PgBackRestError as exc:
                 if exc.code != MISMATCH:
                     raise
-                if not upgrade:
+                if not upgrade and self.info().backups:
                     return (
                         f"{self._where()}: the repository has the backups of another system than the cell runs now, so "
                         "nothing is archived or backed up. Restore the cell from it (restore.yml), or, when the old "
                         f"backups are given up, have state=present with upgrade=true: {exc}"
                     )
                 self._when_free(["stanza-upgrade"], config)
+                self.upgraded = True
         return ""
 
     def check(self) -> None:

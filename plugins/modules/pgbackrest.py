@@ -27,7 +27,8 @@ options:
     description:
       - V(query) only tells what the repository holds, and whether O(target) can be reached.
       - V(present) has the stanza made. Where the repository holds the backups of another system, RV(mismatch) says
-        so, and nothing is changed unless O(upgrade) allows it.
+        so, and nothing is changed unless O(upgrade) allows it. One that was made for another system and has no backup
+        yet goes on with the present one.
       - V(checked) has PostgreSQL close a WAL segment and waits until it is in the repository.
       - V(backed_up) makes a backup, unless one is there that is younger than O(max_age).
       - V(expired) removes what the retention does not keep.
@@ -327,7 +328,7 @@ def main() -> None:
 
 
 def present(engine: PgBackRest, upgrade: bool, dry_run: bool) -> tuple[bool, str]:
-    """Have the stanza made; whether it was not there, and what does not fit."""
+    """Have the stanza made; whether it was not there or was another system's, and what does not fit."""
     try:
         engine.info()
         there = True
@@ -336,7 +337,8 @@ def present(engine: PgBackRest, upgrade: bool, dry_run: bool) -> tuple[bool, str
     if dry_run:
         return not there, ""
     # Also where it is there: pgBackRest then compares it with the cluster.
-    return not there, engine.create(upgrade)
+    problem = engine.create(upgrade)
+    return not there or engine.upgraded, problem
 
 
 if __name__ == "__main__":

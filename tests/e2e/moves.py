@@ -19,6 +19,11 @@ REPORTS = lab.INVENTORY / ".reports"
 AGAIN = {kind: f"{kind}_accept_cooldown=true" for kind in ("failover", "switchover")}
 HOSTS = services.DATA_HOSTS
 _CUT = "e2e_cut"
+#: Ends what cut_rules began.
+MEND = f"nft delete table inet {_CUT} 2>/dev/null || true"
+#: The registry's members, and where each has its data.
+REGISTRY_MEMBERS = ["a1", "b1", "w1"]
+REGISTRY_DATA = "/var/lib/shannon/etcd/registry/member"
 
 
 def move(kind: str, to: str, *options: str, check: bool = True, timeout: float = 240) -> dict[str, t.Any]:
@@ -119,17 +124,22 @@ def cut(hosts: t.Sequence[str], others: t.Sequence[str], direction: str = "both"
 
     :param direction: both, or C(in) when the first group still reaches the others but hears nothing of them.
     """
+    try:
+        services.everywhere(hosts, cut_rules(others, direction))
+        yield time.time()
+    finally:
+        services.everywhere(hosts, MEND)
+
+
+def cut_rules(others: t.Sequence[str], direction: str = "both") -> str:
+    """The shell commands that cut a host off from others; MEND takes them back."""
     addresses = ", ".join(lab.Host(name).address for name in others)
     rules = f"nft add table inet {_CUT}; nft add chain inet {_CUT} in '{{ type filter hook input priority -20; }}'; "
     rules += f"nft add rule inet {_CUT} in ip saddr '{{ {addresses} }}' drop; "
     if direction == "both":
         rules += f"nft add chain inet {_CUT} out '{{ type filter hook output priority -20; }}'; "
         rules += f"nft add rule inet {_CUT} out ip daddr '{{ {addresses} }}' drop; "
-    try:
-        services.everywhere(hosts, rules)
-        yield time.time()
-    finally:
-        services.everywhere(hosts, f"nft delete table inet {_CUT} 2>/dev/null || true")
+    return rules
 
 
 def saved_rows(region: str, epoch: int) -> list[dict[str, t.Any]]:

@@ -15,9 +15,9 @@ from shannon_api import Load
 import lab
 
 pytestmark = pytest.mark.soak
-DATA = "/var/lib/shannon/etcd/registry/member"
+DATA = moves.REGISTRY_DATA
 GIVEN_UP = "/var/lib/shannon/registry-given-up"
-MEMBERS = ["a1", "b1", "w1"]
+MEMBERS = moves.REGISTRY_MEMBERS
 
 
 def members(host: str) -> dict[str, bool]:

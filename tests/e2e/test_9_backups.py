@@ -16,66 +16,21 @@ from pathlib import Path
 import moves
 import pytest
 import shannon_api as services
+from backups import RUNNER, STATE, STOP, TABLE, make_table, psql, redis, restore, runner, seconds_of, table
 
 import lab
-
-REPOSITORY = {"a": "a3", "b": "b3"}
-RUNNER = "/usr/local/sbin/shannon-backup"
-STATE = "/var/lib/shannon/backup"
-TABLE = "public.e2e_backups"
-STOP = ("-e", "restore_stop_writes=true", "-e", "reason=e2e")
 
 
 @pytest.fixture(scope="module")
 def backed_up(deployed: dict[str, float]) -> t.Iterator[float]:
     """A table of our own, and a backup of everything; yields how long taking all of them took."""
     moves.bring_home()
-    psql(f"DROP TABLE IF EXISTS {TABLE}")
-    psql(f"CREATE TABLE {TABLE} (id int PRIMARY KEY, word text NOT NULL)")
-    psql(f"INSERT INTO {TABLE} SELECT n, md5(n::text) FROM generate_series(1, 5000) n")
+    make_table()
     began = time.time()
     lab.playbook("backup", "-e", "type=full", timeout=600)
     yield time.time() - began
     moves.bring_home()
     psql(f"DROP TABLE IF EXISTS {TABLE}")
-
-
-def leader() -> lab.Host:
-    """The host of PostgreSQL's primary."""
-    cell = lab.status()["cells"]["main"]
-    for member in cell["postgres"][cell["home"]]["members"]:
-        if member["role"] == "primary":
-            return lab.Host(member["name"])
-    raise lab.LabError(f"no primary: {cell['problems']}")
-
-
-def psql(statement: str, host: lab.Host | None = None) -> str:
-    """Run a statement as PostgreSQL's superuser on the primary's host."""
-    command = "runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -p 5432 -d shannon"
-    return (host or leader()).sh(command, stdin=statement).strip()
-
-
-def table() -> str:
-    """Rows and checksum of our table."""
-    return psql(f"SELECT count(*), md5(string_agg(id || word, ',' ORDER BY id)) FROM {TABLE}")
-
-
-def runner(host: str, *words: str, check: bool = True, timeout: float = 300) -> t.Any:
-    """What the runner on a repository's host prints as JSON."""
-    said = lab.Host(host).sh(f"{RUNNER} {' '.join(words)} --json", check=check, timeout=timeout)
-    return json.loads(said) if said.strip() else None
-
-
-def restore(*options: str, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    return lab.playbook("restore", "-e", "cell=main", *options, check=check, timeout=timeout)
-
-
-def seconds_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The phases that restore.yml printed, in a line."""
-    lines = [line.strip(" -'\",") for line in done.stdout.splitlines()]
-    names = ("close", "postgres", "redis", "qdrant", "start", "validate")
-    phases = [line.split() for line in lines if line.startswith(names) and " s " in f"{line} "]
-    return ", ".join(f"{words[0]} {words[1]} s" for words in phases if len(words) > 1)
 
 
 def delete_the_table() -> tuple[str, str]:
@@ -332,22 +287,6 @@ def test_a_lost_qdrant_answers_as_before(backed_up: float, capsys: pytest.Captur
     )
     lab.show(capsys, f"a lost Qdrant restored in {time.time() - began:.0f} s: {seconds_of(done)}; {count} vectors")
     moves.wait_until_whole()
-
-
-_REDIS = """
-import json, redis
-client = redis.Redis(
-    host="localhost", port=16379, username="app", password={password!r}, decode_responses=True, socket_timeout=10,
-    ssl=True, ssl_ca_certs="{pki}/ca.crt", ssl_certfile="{pki}/host.crt", ssl_keyfile="{pki}/host.key",
-)
-{work}
-"""
-
-
-def redis(work: str) -> str:
-    """Run some lines with a client of the cell's Redis."""
-    source = _REDIS.format(password=lab.secret("redis_app"), pki=services.PKI, work=work)
-    return services.service_python("a1", source).strip()
 
 
 @pytest.mark.soak

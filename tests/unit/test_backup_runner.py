@@ -15,7 +15,7 @@ pytest.importorskip("pydantic")
 
 from fake_etcd import FakeCluster
 
-from shannon.resilience.backup_records import LOCK, judge, stamp
+from shannon.resilience.backup_records import LOCK, Run, judge, stamp
 from shannon.resilience.errors import ResilienceError, WaitTimeout
 from shannon.resilience.etcd import EtcdClient
 from shannon.resilience.postgres_engine import (
@@ -182,6 +182,42 @@ def test_a_killed_run_is_told_of_by_the_next(world: World) -> None:
     killed = runner.records.get("dump", "main", "b")
     assert killed and not killed.ok and "killed" in killed.error
     assert [path.name for path in (state / "scratch").iterdir()] == ["kept-redis-main-y"]
+
+
+@pytest.mark.parametrize("error", [None, ResilienceError("pg_dump failed: timeout")])
+def test_a_run_that_was_cut_off_says_why_it_failed_and_the_next_one_tells_the_registry(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: ResilienceError | None
+) -> None:
+    kind = FakeKind(name="dump", error=error)
+    runner = world.runner("b", kind)
+    wanted = "pg_dump failed: timeout" if error else "good"
+
+    def cut(_run: Run) -> Run:
+        raise ResilienceError("no member answers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.records, "put", cut)
+        with pytest.raises(ResilienceError, match=f"backup of dump: {wanted}.*no member answers"):
+            runner.run(kind, world.cell)
+    assert runner.records.get("dump", "main", "b") is None and not kind.seen[0].exists()
+    other = FakeKind()
+    world.runner("b", other).run(other, world.cell)
+    told = runner.records.get("dump", "main", "b")
+    assert told is not None
+    assert (told.ok, told.error) == (error is None, str(error or ""))
+    assert not (Path(world.settings.state) / "running.json").exists()
+
+
+def test_a_disk_without_any_room_is_told_of_although_no_note_can_be_left(world: World) -> None:
+    kind = FakeKind()
+    # What can't be written, for root neither.
+    (Path(world.settings.state) / "running.json").mkdir()
+    world.room = Spaces(1000, 0)
+    runner = world.runner("b", kind)
+    with contextlib.suppress(OSError):
+        runner.run(kind, world.cell)
+    told = runner.records.get("redis", "main", "b")
+    assert told is not None and not told.ok and "must stay free" in told.error
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 
@@ -192,3 +193,30 @@ def test_a_lock_that_a_push_holds_is_waited_for(
     else:
         with pytest.raises(PgBackRestError, match="lock"):
             engine._when_free(["stanza-create"], "any")
+
+
+@pytest.mark.parametrize(
+    ("backups", "upgrade", "upgraded"),
+    [((), False, True), (("20260131-010000F",), False, False), (("20260131-010000F",), True, True)],
+)
+def test_a_repository_of_another_system_is_given_up_only_where_nothing_is_lost_or_it_is_allowed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, backups: tuple[str, ...], upgrade: bool, upgraded: bool
+) -> None:
+    """All was lost but region b's repository: region a's was made for the cluster that was there before the restore."""
+    (tmp_path / "repository.conf").write_text(CONFIG)
+    engine = PgBackRest("main", config=str(tmp_path / "repository.conf"), work=str(tmp_path))
+    ran: list[str] = []
+
+    def run(_self: PgBackRest, arguments: list[str], _config: str) -> str:
+        ran.append(arguments[-1])
+        if arguments[-1] == "stanza-create":
+            raise PgBackRestError("files exist but do not match the database", pgbackrest.MISMATCH)
+        return ""
+
+    monkeypatch.setattr(PgBackRest, "_run", run)
+    monkeypatch.setattr(PgBackRest, "_reachable", lambda _self: contextlib.nullcontext("any"))
+    found = parse_info(entry(backup=[one(label, 1, 100) for label in backups]), {}, {}, "main")
+    monkeypatch.setattr(PgBackRest, "info", lambda _self: found)
+    problem = engine.create(upgrade)
+    assert (engine.upgraded, "stanza-upgrade" in ran) == (upgraded, upgraded)
+    assert ("another system" in problem) is not upgraded

@@ -214,6 +214,11 @@ class TestDump:
         with pytest.raises(ResilienceError, match="is not restored"):
             postgres_dump.restore(str(folder), "other", {})
 
+    def test_a_name_of_a_database_is_quoted_and_a_cut_connection_is_noticed(self) -> None:
+        said = postgres_dump.conninfo("it's a \\ name")
+        assert said.startswith("dbname='it\\'s a \\\\ name' keepalives_idle=10 ")
+        assert "tcp_user_timeout=30000" in said
+
     def test_half_a_dump_leaves_nothing(self, tmp_path: pathlib.Path) -> None:
         with pytest.raises(ResilienceError, match="can't be run"):
             postgres_dump.dump(str(tmp_path / "d"), "shannon", {}, bin_dir=str(tmp_path / "none"))

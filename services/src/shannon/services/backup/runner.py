@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import typing as t
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -267,8 +267,7 @@ class Runner:
             "started_at": stamp(self._clock()),
             "ok": True,
         }
-        mark = Path(self.settings.state) / _MARK
-        mark.write_text(json.dumps({**run, "verification": verification}), encoding="utf-8")
+        self._mark({**run, "verification": verification})
         stopped: BaseException | None = None
         try:
             work(run)
@@ -284,35 +283,57 @@ class Runner:
             run.update(ok=False, error=f"{type(exc).__name__}: {exc}")
         run.update(ended_at=stamp(self._clock()), seconds=round(time.monotonic() - began, 3))
         done = Run(**run)
-        if verification:
-            self.records.verified(done)
-        else:
-            done = self.records.put(done)
-        mark.unlink(missing_ok=True)
+        what = f"{'verification' if verification else 'backup'} of {kind.name}"
         level = _log.info if done.ok else _log.error
-        level("%s of %s: %s", "verification" if verification else "backup", kind.name, done.error or "good")
+        level("%s: %s", what, done.error or "good")
+        try:
+            done = self._tell(done, verification)
+        except ResilienceError as exc:
+            # Cut off, most of all: why the run failed must not be lost over that, neither here nor in the status.
+            self._mark({**asdict(done), "verification": verification, "ended": True})
+            raise ResilienceError(
+                f"{what}: {(done.error or 'good').rstrip('.')}. The registry could not be told; the next run on this "
+                "host does it: "
+                f"{exc}"
+            ) from exc
+        self._marked().unlink(missing_ok=True)
         if stopped:
             raise stopped
         return done
 
+    def _tell(self, run: Run, verification: bool) -> Run:
+        """Write a run into the registry."""
+        if verification:
+            self.records.verified(run)
+            return run
+        return self.records.put(run)
+
+    def _marked(self) -> Path:
+        return Path(self.settings.state) / _MARK
+
+    def _mark(self, run: t.Mapping[str, t.Any]) -> None:
+        """Leave a note of a run for the next one, in case that this one can't tell the registry itself."""
+        try:
+            self._marked().write_text(json.dumps(run), encoding="utf-8")
+        except OSError as exc:
+            # A full disk: what refuses it, and tells the registry so, comes after this.
+            _log.warning("no note of the run can be left: %s", exc)
+
     def _tell_of_killed(self) -> None:
-        """A run that was killed could say nothing itself; what it left is removed."""
-        mark = Path(self.settings.state) / _MARK
+        """A run that was killed or cut off could tell nobody itself; what it left is removed."""
         with contextlib.suppress(OSError, ValueError, TypeError):
-            left = json.loads(mark.read_text(encoding="utf-8"))
+            left = json.loads(self._marked().read_text(encoding="utf-8"))
             verification = left.pop("verification", False)
-            left.update(
-                ok=False,
-                ended_at=stamp(self._clock()),
-                error=f"it was killed before it was done: look at the journal of {left.get('host')}",
-            )
-            killed = Run(**left)
-            if verification:
-                self.records.verified(killed)
-            else:
-                self.records.put(killed)
-            _log.warning("the last run of %s was killed", killed.kind)
-            mark.unlink()
+            if not left.pop("ended", False):
+                left.update(
+                    ok=False,
+                    ended_at=stamp(self._clock()),
+                    error=f"it was killed before it was done: look at the journal of {left.get('host')}",
+                )
+            untold = Run(**left)
+            self._tell(untold, verification)
+            _log.warning("the last run of %s could not tell how it ended: %s", untold.kind, untold.error or "good")
+            self._marked().unlink()
         for folder in self.settings.folder(SCRATCH).iterdir():
             if not folder.name.startswith(KEPT):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -302,7 +302,7 @@ def connector(settings: Settings, instance: Instance) -> t.Callable[[str], psyco
                 password=settings.secret("postgres_backup"), sslmode="verify-full", sslrootcert=settings.ca_file,
                 sslcert=settings.cert_file, sslkey=settings.key_file,
                 connect_timeout=5, application_name="shannon-backup",
-                # A host that dies while it is asked must not be waited for until somebody kills the run.
+                # Who waits for an answer hears nothing of a network that is cut: without these for two hours.
                 keepalives_idle=10, keepalives_interval=5, keepalives_count=3, tcp_user_timeout=30000,
             )  # fmt: skip
         except psycopg.Error as exc:
