@@ -199,6 +199,24 @@ def exactly(client: EtcdClient, cell: str, epoch: int, own: Marker | None) -> di
     return {"lost_seconds": found["seconds"], "lost_markers": found["markers"]}
 
 
+def redis_lost(arrival: Arrival, region: str, own: Marker | None) -> dict[str, t.Any]:
+    """What Redis lost when another home took over, by the last marker that a region had had acknowledged.
+
+    :param arrival: what that home found when it began.
+    :param region: the region that came back.
+    :param own: the marker in its Redis. After a power cut it may be older than what was acknowledged, so what the
+        region told the registry counts as well.
+    :returns: C(lost_seconds) and C(lost_markers); empty when it can't be said.
+    """
+    last, newest = arrival.last, arrival.stores.get("redis")
+    told = last.stores.get("redis") if last and last.region == region else None
+    known = max((one for one in (own, told) if one is not None), default=None)
+    if known is None or newest is None or newest.epoch > known.epoch:
+        return {}  # nothing to compare, or the region missed more than one move
+    found = loss(known, newest)
+    return {"lost_seconds": found["seconds"], "lost_markers": found["markers"]}
+
+
 def _arrival_key(cell: str, epoch: int) -> str:
     return f"{MARKERS}{cell}/{epoch:010d}"
 

@@ -72,6 +72,9 @@ class Replication:
     :ivar keys: keys in all databases.
     :ivar links: its replicas, one by one.
     :ivar version: of the server.
+    :ivar id: of the history that C(offset) counts in; a process that was started anew as a primary has a new one.
+    :ivar former_id: of the history that it went on from when it became the primary; empty when there is none.
+    :ivar former_end: the offset in that history up to which it is its own, too.
     """
 
     role: str
@@ -86,6 +89,9 @@ class Replication:
     keys: int = 0
     links: tuple[ReplicaLink, ...] = ()
     version: str = ""
+    id: str = ""
+    former_id: str = ""
+    former_end: int = 0
 
 
 class RedisClient:
@@ -338,6 +344,8 @@ def parse_replication(info: t.Mapping[str, str]) -> Replication:
     is_primary = role == "primary"
     databases = [_fields(value) for name, value in info.items() if name.startswith("db") and name[2:].isdigit()]
     links = [_fields(value) for name, value in info.items() if name.startswith("slave") and name[5:].isdigit()]
+    # Redis writes an id that there is not as zeros.
+    former_id = info.get("master_replid2", "").strip("0") and info["master_replid2"]
     return Replication(
         role=role,
         offset=int(info.get("master_repl_offset" if is_primary else "slave_repl_offset", 0)),
@@ -360,6 +368,10 @@ def parse_replication(info: t.Mapping[str, str]) -> Replication:
             for link in links
         ),
         version=info.get("redis_version", ""),
+        id=info.get("master_replid", ""),
+        former_id=former_id,
+        # Redis says the first byte that is no longer the former history's.
+        former_end=max(0, int(info.get("second_repl_offset", 0)) - 1) if former_id else 0,
     )
 
 

@@ -13,6 +13,8 @@ from .redis import Replication
 
 HOME_PRIORITY = 100
 STANDBY_PRIORITY = 0
+#: Whom an instance follows that the region agent holds: nobody is there.
+NOBODY = "127.0.0.1"
 
 
 class PlanError(ResilienceError):
@@ -32,6 +34,12 @@ class Instance:
     def seen(self) -> Replication | None:
         """What it said, or None when it did not answer."""
         return self.said if isinstance(self.said, Replication) else None
+
+    @property
+    def held(self) -> bool:
+        """Whether the region agent has it follow nobody, since what it has is not kept yet."""
+        seen = self.seen
+        return not self.is_home and seen is not None and seen.role == "replica" and seen.primary_address == NOBODY
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,10 @@ def plan(primary: Instance, instances: t.Sequence[Instance]) -> list[Step]:
             continue
         wanted = HOME_PRIORITY if one.is_home else STANDBY_PRIORITY
         priority = None if one.seen.priority == wanted else wanted
-        follows = one is primary or (one.seen.role == "replica" and one.seen.primary_address == primary.address)
+        # One that is held has what the primary would wipe; the agent has it follow as soon as that is kept.
+        follows = (
+            one is primary or one.held or (one.seen.role == "replica" and one.seen.primary_address == primary.address)
+        )
         words = [] if follows else [f"follow {primary.name}"]
         words += [] if priority is None else [f"have priority {priority}"]
         if words:

@@ -28,6 +28,9 @@ POSITIONS = "/shannon/positions/"
 SERVING = "/shannon/serving/"
 #: Rows that a rejoining region would have lost, and where they were saved.
 DIVERGED = "/shannon/diverged/"
+#: What a rejoining host's Redis had and the new home perhaps not, and where it was kept: the cell, the epoch with 10
+#: digits, the region and the host follow.
+DIVERGED_REDIS = "/shannon/diverged-redis/"
 #: What an operator told a region that waits for a human.
 REJOIN = "/shannon/rejoin/"
 
@@ -73,6 +76,8 @@ class Serving:
     :ivar switch_lsn: end of what it has of its predecessor's timeline; 0 when that is not known.
     :ivar old_end: where the old home said that it ended, in bytes; 0 when it did not say so.
     :ivar seconds: by phase, what its promotion took.
+    :ivar redis_id: id of the history that its Redis primary went on from; empty when that is not known.
+    :ivar redis_end: bytes of that history that it has.
     """
 
     region: str
@@ -82,6 +87,8 @@ class Serving:
     switch_lsn: int = 0
     old_end: int = 0
     seconds: dict[str, float] | None = None
+    redis_id: str = ""
+    redis_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -208,7 +215,7 @@ def _typed(kind: type[T], found: KeyValue) -> T:
     try:
         # What a newer version says besides is left out, so that hosts can be upgraded one after the other.
         known = {one.name: value[one.name] for one in fields(kind) if one.name in value}  # type: ignore[arg-type]
-        for name in ("epoch", "lsn", "switch_lsn", "old_end"):
+        for name in ("epoch", "lsn", "switch_lsn", "old_end", "redis_end"):
             if name in known:
                 known[name] = int(known[name])
         return kind(**known)

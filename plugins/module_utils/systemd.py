@@ -20,6 +20,8 @@ PROPERTIES = (
     "Type",
     "Result",
     "InvocationID",
+    "StateChangeTimestampMonotonic",
+    "ReloadResult",
 )
 SUFFIXES = (".service", ".timer", ".socket", ".target", ".path", ".mount", ".slice")
 #: Unit files that start at boot, or are pulled in by others, without a link that `enable` would make.
@@ -35,6 +37,7 @@ class Unit:
     name: str
     state: str | None = None
     enabled: bool | None = None
+    reload_for: tuple[str, ...] = ()
 
 
 def full_name(name: str) -> str:
@@ -67,10 +70,25 @@ def enablement(unit: Unit, seen: Seen) -> str:
     return ""
 
 
-def action(unit: Unit, seen: Seen) -> str:
-    """`start`, `stop`, `restart`, `reload`, or nothing."""
+def is_stale(seen: Seen, changed_at: float) -> bool:
+    """Whether a unit that runs has not read its files since they changed.
+
+    :param changed_at: when the newest of them changed, in seconds of systemd's clock, CLOCK_MONOTONIC.
+    """
+    # systemd notes when a start or a reload ended, and of a reload also that it failed.
+    if seen.get("ReloadResult", "success") not in ("", "success"):
+        return True
+    read = seen.get("StateChangeTimestampMonotonic", "")
+    return read.isdigit() and changed_at > int(read) / 1e6
+
+
+def action(unit: Unit, seen: Seen, stale: bool = False) -> str:
+    """`start`, `stop`, `restart`, `reload`, or nothing.
+
+    :param stale: whether the unit has yet to read a file of its C(reload_for).
+    """
     if unit.state == "started":
-        return "" if is_active(seen) else "start"
+        return ("reload" if stale else "") if is_active(seen) else "start"
     if unit.state == "stopped":
         return "" if seen.get("ActiveState", "inactive") in ("inactive", "failed") else "stop"
     if unit.state == "restarted":

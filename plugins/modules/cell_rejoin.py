@@ -77,6 +77,16 @@ saved:
   returned: success
   type: list
   elements: dict
+redis:
+  description:
+    - What each host's Redis had and the new home perhaps not, at each rejoin, with C(cell), C(region), C(epoch),
+      C(host), C(path) of the copy (on that host; empty when none was kept, with C(not_kept) saying why), C(bytes),
+      C(keys), and C(text), all of it in a sentence. C(stream_bytes) is by how much its replication stream went beyond
+      what the new home has; C(lost_seconds) and C(lost_markers) are by the markers. They are least figures unless
+      C(exact).
+  returned: success
+  type: list
+  elements: dict
 waiting:
   description: What agents can't do by themselves, with C(host), C(cell), C(duty) and C(trouble).
   returned: success
@@ -98,7 +108,8 @@ from ansible_collections.shannon.resilience.plugins.module_utils.errors import R
 from ansible_collections.shannon.resilience.plugins.module_utils.etcd import EtcdClient
 from ansible_collections.shannon.resilience.plugins.module_utils.given_up import GivenUp
 from ansible_collections.shannon.resilience.plugins.module_utils.http_client import JsonEndpoint
-from ansible_collections.shannon.resilience.plugins.module_utils.region_lease import DIVERGED, REJOIN
+from ansible_collections.shannon.resilience.plugins.module_utils.redis_kept import kept_text
+from ansible_collections.shannon.resilience.plugins.module_utils.region_lease import DIVERGED, DIVERGED_REDIS, REJOIN
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import Registry
 from ansible_collections.shannon.resilience.plugins.module_utils.tls import ARGUMENTS as TLS_ARGUMENTS
 from ansible_collections.shannon.resilience.plugins.module_utils.tls import client_context, files_of
@@ -114,6 +125,19 @@ def saved(client: EtcdClient) -> list[dict[str, t.Any]]:
         except ValueError as exc:
             raise ResilienceError(f"the registry's key {item.key} can't be read: {item.value[:200]!r}") from exc
         found.append({"cell": cell, "region": region, **facts})
+    return found
+
+
+def kept(client: EtcdClient) -> list[dict[str, t.Any]]:
+    """What agents said of their Redis, with C(text)."""
+    found = []
+    for item in client.range(DIVERGED_REDIS):
+        cell, _epoch, region, _host = item.key.removeprefix(DIVERGED_REDIS).split("/")
+        try:
+            facts = json.loads(item.value)
+        except ValueError as exc:
+            raise ResilienceError(f"the registry's key {item.key} can't be read: {item.value[:200]!r}") from exc
+        found.append({"cell": cell, "region": region, **facts, "text": kept_text(facts)})
     return found
 
 
@@ -145,6 +169,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     return {
         "changed": changed,
         "saved": [one for one in saved(client) if params["cell"] in ("", one["cell"])],
+        "redis": [one for one in kept(client) if params["cell"] in ("", one["cell"])],
         "waiting": waiting,
         "silent": {host: str(answer) for host, answer in answers.items() if not isinstance(answer, dict)},
     }

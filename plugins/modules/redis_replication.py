@@ -189,7 +189,9 @@ class Cell:
             waiting = [
                 f"{one.name}: link {one.seen.link}{', loading' if one.seen.loading else ''}"
                 for one in self.observe()
-                if one.seen is not None and ((one.seen.role == "replica" and one.seen.link != "up") or one.seen.loading)
+                if one.seen is not None
+                and not one.held
+                and ((one.seen.role == "replica" and one.seen.link != "up") or one.seen.loading)
             ]
             return not waiting, "; ".join(waiting) or "all in line"
 

@@ -34,6 +34,14 @@ options:
           - V(reloaded) starts a unit that is not running.
         type: str
         choices: [started, stopped, restarted, reloaded]
+      reload_for:
+        description:
+          - Files that the unit reads when it starts and when it is reloaded. With O(units[].state=started) a unit that
+            runs is reloaded when one of them is newer than its last start or reload, or when its last reload failed. So
+            a run that was cut short between the file and the reload is finished by the next one, without a handler.
+        type: list
+        elements: path
+        default: []
       enabled:
         description: Whether it starts at boot. A unit file without C([Install]) can't be enabled, which is an error.
         type: bool
@@ -58,6 +66,11 @@ EXAMPLES = r"""
     units:
       - {name: redis@main.service, state: started, enabled: true}
       - {name: sentinel@main.service, state: started, enabled: true}
+
+- name: Run the firewall with the rules that were written last
+  shannon.resilience.units:
+    units:
+      - {name: shannon-firewall.service, state: started, enabled: true, reload_for: [/etc/shannon/firewall.nft]}
 """
 
 RETURN = r"""
@@ -118,7 +131,9 @@ class Units:
 
     def run(self) -> dict[str, t.Any]:
         units = [
-            systemd.Unit(systemd.full_name(unit["name"]), unit["state"], unit["enabled"])
+            systemd.Unit(
+                systemd.full_name(unit["name"]), unit["state"], unit["enabled"], tuple(unit["reload_for"] or ())
+            )
             for unit in self.module.params["units"]
         ]
         names = [unit.name for unit in units]
@@ -127,7 +142,12 @@ class Units:
             self.fail(f"{', '.join(twice)} is asked for twice. Name each unit once.")
         seen = self.observe(names) if names else {}
         links = {unit.name: systemd.enablement(unit, seen[unit.name]) for unit in units}
-        actions = {unit.name: systemd.action(unit, seen[unit.name]) for unit in units}
+        actions = {
+            unit.name: systemd.action(
+                unit, seen[unit.name], bool(unit.reload_for) and systemd.is_stale(seen[unit.name], changed_at(unit))
+            )
+            for unit in units
+        }
         changed = [name for name in names if links[name] or actions[name]]
         if not self.module.check_mode:
             seen = self.reread(names, changed, seen)
@@ -236,6 +256,13 @@ class Units:
         )
 
 
+def changed_at(unit: systemd.Unit) -> float:
+    """When the newest of a unit's files changed, in seconds of systemd's clock. A file that is not there never did."""
+    booted = time.time() - time.monotonic()
+    times = [os.stat(path).st_mtime for path in unit.reload_for if os.path.exists(path)]
+    return max(times, default=0.0) - booted
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -247,6 +274,7 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "state": {"type": "str", "choices": ["started", "stopped", "restarted", "reloaded"]},
                     "enabled": {"type": "bool"},
+                    "reload_for": {"type": "list", "elements": "path", "default": []},
                 },
             },
             "timeout": {"type": "int", "default": 60},

@@ -208,6 +208,15 @@ def test_a_primarys_info():
     assert seen.links[1] == ReplicaLink("192.0.2.3", 6379, "wait_bgsave", 0, 0)
 
 
+def test_the_histories_of_a_primary():
+    assert (parse_replication(parse_info(PRIMARY)).id, parse_replication(parse_info(PRIMARY)).former_id) == ("", "")
+    said = {"role": "master", "master_replid": "a" * 40, "master_replid2": "0" * 40, "second_repl_offset": "-1"}
+    assert (parse_replication(said).id, parse_replication(said).former_id) == ("a" * 40, "")
+    promoted = parse_replication({**said, "master_replid2": "0b" * 20, "second_repl_offset": "715"})
+    # Redis names the first byte that is no longer the old history's.
+    assert (promoted.former_id, promoted.former_end) == ("0b" * 20, 714)
+
+
 def test_a_replicas_info_over_a_connection_of_its_own(serve):
     server = serve(b"+OK\r\n", bulk("redis_version:7.0.15\r\n"), bulk(REPLICA), bulk("loading:1\r\n"), bulk(""))
     seen = replication_info("127.0.0.1", server.port, "monitor", PASSWORD, None, 0.5)

@@ -221,6 +221,10 @@ def sentinels(gate, monkeypatch) -> dict[str, View]:
         (word("standby", "b"), running(None), {FAR[0]: View(*OWN, 2)}, running(NOBODY, 0)),
         (word("standby", "b"), "", {}, running(NOBODY, 0)),
         (word("standby", "c"), running(OTHER), {}, running(OTHER, 0)),
+        # What it has as a former home is not kept yet.
+        ({**word("standby", "b"), "redis_waits": True}, running(None), {FAR[0]: View(*FAR, 2)}, running(NOBODY, 0)),
+        ({**word("standby", "b"), "redis_waits": False}, running(None), {FAR[0]: View(*FAR, 2)}, running(FAR, 0)),
+        ({**word("home"), "redis_waits": True}, running(None), {}, running(None)),
     ],
 )
 def test_whom_redis_follows_by_the_agents_word(gate, sentinels, said, before, views, expected):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import EndpointError
@@ -109,3 +111,12 @@ def test_only_what_differs_is_changed():
         Step("a2", ADDRESSES["a1"], None, "a2: follow a1"),
         Step("b1", "", 100, "b1: have priority 100"),
     ]
+
+
+def test_an_instance_that_the_agent_holds_is_left_to_it():
+    primary = instance("a1", "primary 5 keys")
+    held = replace(instance("b1", "follows a1 5 keys").seen, primary_address="127.0.0.1", link="down")
+    others = [Instance("b1", ADDRESSES["b1"], False, held), Instance("b2", ADDRESSES["b2"], False, held)]
+    assert plan(primary, [primary, *others]) == []
+    at_home = Instance("a2", ADDRESSES["a2"], True, replace(held, priority=100))
+    assert [step.follow for step in plan(primary, [primary, at_home])] == [ADDRESSES["a1"]]

@@ -326,7 +326,7 @@ class Redis:
     def watch(self, _wanted: bool) -> None:
         return
 
-    def stand_by(self, _standing: Standing, _home: str) -> None:
+    def stand_by(self, _standing: Standing, _home: str, _hold: bool) -> None:
         return
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
+from pathlib import Path
 
 import pytest
 from module_runner import run_module
@@ -126,6 +128,62 @@ def test_changed_unit_files_are_read_again_first(host: FakeSystemd) -> None:
     host.add("a.service", "active", "enabled", NeedDaemonReload="yes")
     assert not run(started("a"))["changed"]
     assert host.acted() == ["daemon-reload"]
+
+
+# ---- files that it has to read again
+
+
+def firewall(path: Path, **more: t.Any) -> dict[str, t.Any]:
+    return started("fw", enabled=True, reload_for=[str(path), "/nowhere/at/all"], **more)
+
+
+def loaded(host: FakeSystemd, seconds: float, **more: str) -> None:
+    """A firewall that was loaded so many seconds after now."""
+    stamp = str(int((time.monotonic() + seconds) * 1e6))
+    host.add("fw.service", "active", "enabled", Type="oneshot", StateChangeTimestampMonotonic=stamp, **more)
+
+
+def test_what_was_written_after_the_last_load_is_loaded(host: FakeSystemd, tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.touch()
+    loaded(host, -5.0)
+    assert run(firewall(path), check=True)["changed_units"] == ["fw.service"]
+    assert host.acted() == []
+    assert run(firewall(path))["changed_units"] == ["fw.service"]
+    assert host.acted() == ["reload fw.service"]
+
+
+def test_what_was_loaded_is_not_loaded_again(host: FakeSystemd, tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.touch()
+    loaded(host, 5.0, ReloadResult="success")
+    assert not run(firewall(path))["changed"]
+    assert not run(started("fw", reload_for=["/nowhere/at/all"]))["changed"]
+    assert host.acted() == []
+
+
+def test_a_load_that_failed_is_tried_again(host: FakeSystemd, tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.touch()
+    loaded(host, 5.0, ReloadResult="exit-code")
+    assert run(firewall(path))["changed"]
+    assert host.acted() == ["reload fw.service"]
+
+
+@pytest.mark.parametrize("state", ["stopped", "restarted", None])
+def test_files_matter_only_to_what_is_to_run(host: FakeSystemd, tmp_path: Path, state: str | None) -> None:
+    path = tmp_path / "rules"
+    path.touch()
+    loaded(host, -5.0)
+    run({"name": "fw", "state": state, "reload_for": [str(path)]})
+    assert host.acted() == {"stopped": ["stop fw.service"], "restarted": ["restart fw.service"], None: []}[state]
+
+
+def test_one_that_does_not_run_is_started_which_reads_them(host: FakeSystemd, tmp_path: Path) -> None:
+    host.add("fw.service", "inactive", "enabled", StateChangeTimestampMonotonic="1")
+    (tmp_path / "rules").touch()
+    run(firewall(tmp_path / "rules"))
+    assert host.acted() == ["start fw.service"]
 
 
 def test_a_unit_on_its_way_is_waited_for(host: FakeSystemd) -> None:

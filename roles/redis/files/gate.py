@@ -105,6 +105,9 @@ def compose_by_word(settings: Settings, before: str, word: Settings | None, cont
     record = (word or {}).get("record")
     if word is None or word["duty"] == "fenced" or not record:
         return compose_follower(settings, NOBODY)
+    if word["duty"] == "standby" and word.get("redis_waits"):
+        # What it has is not kept yet; the agent says whom to follow as soon as it is.
+        return compose_follower(settings, NOBODY)
     if word["duty"] == "home":
         view = best_view(views_of_sentinels(settings, context, settings["neighbours"]))
         composed = compose_redis(settings, before, (view.address, view.port) if view else None)

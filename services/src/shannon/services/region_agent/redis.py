@@ -99,10 +99,23 @@ class RedisOfRegion:
             if words:
                 self._tell(address, words)
 
+    def branch(self, primary: str) -> tuple[str, int]:
+        """The history that a primary went on from, and how many bytes of it it has; no id when it does not say."""
+        try:
+            # It alone: clients wait, and a dead neighbour would cost them a second.
+            seen = self._clients.setdefault(primary, self._client(primary, 1.0)).replication()
+        except ResilienceError as exc:
+            _log.warning("cell %s: where Redis went on from is not known: %s", self._cell.name, exc)
+            return "", 0
+        return seen.former_id, seen.former_end
+
     # -- standby -------------------------------------------------------------------------------------------------
 
-    def stand_by(self, standing: Standing, home: str) -> None:
-        """Have this host's instance follow the home's primary; a primary first hands over in order."""
+    def stand_by(self, standing: Standing, home: str, hold: bool = False) -> None:
+        """Have this host's instance follow the home's primary; a primary first hands over in order.
+
+        :param hold: have it follow nobody, since what it has is not kept yet.
+        """
         local = standing.local.redis
         if local is None:
             return
@@ -114,14 +127,20 @@ class RedisOfRegion:
             return
         if not home:
             return
-        primary = self.primary_of(home)
+        if hold and local.primary_address == NOBODY[0]:
+            return
+        primary = NOBODY[0] if hold else self.primary_of(home)
         words: list[list[str | int]] = []
         if local.priority != STANDBY_PRIORITY:
             words.append(["CONFIG", "SET", "replica-priority", STANDBY_PRIORITY])
         if primary and local.primary_address != primary:
-            words.append(["REPLICAOF", primary, self._cell.redis])
+            words.append(["REPLICAOF", primary, NOBODY[1] if hold else self._cell.redis])
         if words:
-            _log.info("cell %s: Redis of this host follows %s", self._cell.name, primary or "whom it followed")
+            _log.info(
+                "cell %s: Redis of this host follows %s",
+                self._cell.name,
+                "nobody" if hold else primary or "whom it followed",
+            )
             self._tell("localhost", words)
 
     def _hand_over(self, home: str, seconds: float) -> None:

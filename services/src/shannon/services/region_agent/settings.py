@@ -60,6 +60,7 @@ class Settings(_Part):
     :ivar qdrant: likewise; empty where there is none, and then no markers are written for it.
     :ivar edges: where clients come in, and C(gateways) per region; both are published for service discovery.
     :ivar dns: the names that the agents have follow the cells.
+    :ivar redis_kept_bytes: the largest snapshot of Redis that is kept before it follows a new home.
     :ivar failover: C(automatic): take a cell over when its home's lease has ended; C(manual): never.
     """
 
@@ -81,6 +82,7 @@ class Settings(_Part):
     dns: list[DnsName] = []
     namespace: str = "/shannon/"
     database: str = "shannon"
+    redis_kept_bytes: t.Annotated[int, Field(ge=0)] = 4 * 2**30
     patroni_password: str = Field(repr=False)
     redis_password: str = Field(repr=False)
     qdrant_api_key: str = Field("", repr=False)

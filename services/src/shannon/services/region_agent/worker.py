@@ -24,6 +24,7 @@ from shannon.services.common import logs
 
 from .discovery import EndpointsOfCell
 from .diverged import Diverged, Notes
+from .diverged_redis import KeptRedis
 from .dns import NamesOfCell
 from .keeper import Keeper, Standing
 from .marker_stores import StoresOfRegion
@@ -90,6 +91,7 @@ class Worker:
         state = pathlib.Path(settings.state_directory)
         self._notes = Notes(state / f"positions-{cell.name}")
         self._diverged = Diverged(settings, cell, self._notes)
+        self._kept = KeptRedis(settings, cell, client, context)
         self.markers = Markers(settings, cell, keeper, client, StoresOfRegion(settings, cell, context))
         self._endpoints = EndpointsOfCell(settings, cell, keeper.leases)
         self._names = NamesOfCell(cell.name, [name for name in settings.dns if name.cell == cell.name])
@@ -165,6 +167,9 @@ class Worker:
         wal = (standing.local.postgres or {}).get("xlog") or {}
         if duty == HOME:
             self._notes.add(int(wal.get("location") or wal.get("replayed_location") or 0))
+            redis = standing.local.redis
+            if redis is not None and not redis.loading and standing.record is not None:
+                self._kept.note(standing.record.epoch, redis)
         # Redis first: it is quick, and a primary that is to step down must hand over while PostgreSQL still runs.
         if duty == HOME:
             self._be_home(standing)
@@ -201,7 +206,7 @@ class Worker:
             return
         if standing.local.role == PRIMARY and primary:
             if not serves:
-                self._serve(standing)
+                self._serve(standing, primary)
             elif record.state in (ENTERING, TAKING_OVER):
                 self._let_in(record)  # whoever was about to do it died
         wal = (standing.local.postgres or {}).get("xlog") or {}
@@ -264,7 +269,7 @@ class Worker:
             self._source_silent_since = now()
         return now() - self._source_silent_since < SILENT_SOURCE
 
-    def _serve(self, standing: Standing) -> None:
+    def _serve(self, standing: Standing, redis_primary: str) -> None:
         record, lease = standing.record, standing.view.lease
         if record is None or lease is None or self._served == record.epoch:
             return
@@ -276,7 +281,10 @@ class Worker:
             switch = 0
         position = standing.view.position
         ended = position.lsn if position and position.final and position.epoch == record.epoch - 1 else 0
-        serving = Serving(record.home, record.epoch, time.time(), self._settings.host, switch, ended, seconds)
+        serving = Serving(
+            record.home, record.epoch, time.time(), self._settings.host, switch, ended, seconds,
+            *self.redis.branch(redis_primary),
+        )  # fmt: skip
         if self._keeper.leases.publish(lease, SERVING, serving):
             self._served = record.epoch
             self._let_in(record)
@@ -330,15 +338,34 @@ class Worker:
             return
         self._draining_since = None
         self.redis.watch(False)
-        redis_error: ResilienceError | None = None
+        redis_error: ResilienceError | None = None  # PostgreSQL must not wait for Redis to be well
+        hold = True
         try:
-            self.redis.stand_by(standing, record.home)
+            hold = not self._redis_may_follow(standing, record)
         except ResilienceError as exc:
-            redis_error = exc  # PostgreSQL must not wait for Redis to be well
+            redis_error = exc
+        try:
+            self.redis.stand_by(standing, record.home, hold)
+        except ResilienceError as exc:
+            redis_error = redis_error or exc
         self._follow(standing)
         self._give_back(standing, record)
         if redis_error:
             raise redis_error
+
+    def _redis_may_follow(self, standing: Standing, record: CellRecord) -> bool:
+        """Whether nothing that this host's Redis has would be lost for good by following the home.
+
+        :raises ResilienceError: it could not be kept.
+        """
+        if not self._kept.owed:
+            return True
+        seen, serving = standing.local.redis, standing.view.serving
+        if seen is None or seen.loading or seen.role != "replica":
+            return False
+        if serving is None or (serving.region, serving.epoch) != (record.home, record.epoch):
+            return False  # where the new home's history left this one is not known yet
+        return self._kept.settle(seen, serving)
 
     def _give_back(self, standing: Standing, record: CellRecord) -> None:
         """Once nothing of a former home takes writes, say where it ended, and let go of the lease."""
@@ -475,6 +502,7 @@ class Worker:
             "record": asdict(record) if record else None,
             "duty": duty,
             "postgres_may_start": may_start,
+            "redis_waits": duty == STANDBY and self._kept.owed,
             "registry_error": standing.registry_error,
             "answered": round(max(0.0, standing.answered), 3),
             "failsafe": standing.failsafe,
