@@ -537,8 +537,8 @@ def test_a_module_without_end_costs_its_task_and_nothing_else(api: Api, module: 
     found = api.run(f"sum 20 22 {word()}", "standard")
     assert found["response"]["partial_results"][0]["result"] == SUM
     assert services.units() == running
-    # The lab's hosts share two cores with these four tasks: a dependency that answered late meanwhile counts as degraded
-    # until it is asked again.
+    # The lab's hosts share two cores with these four tasks: a dependency that answered late counts as degraded until it
+    # is asked again.
     services.wait_for_level(0, timeout=30)
 
 

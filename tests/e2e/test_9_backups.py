@@ -16,7 +16,7 @@ from pathlib import Path
 import moves
 import pytest
 import shannon_api as services
-from backups import RUNNER, STATE, STOP, TABLE, make_table, psql, redis, restore, runner, seconds_of, table
+from backups import REPOSITORY, RUNNER, STATE, STOP, TABLE, make_table, psql, redis, restore, runner, seconds_of, table
 
 import lab
 
