@@ -76,7 +76,7 @@ def test_a_member_that_lost_its_disk_is_added_again(
 def test_two_members_are_lost_for_good(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Region a is dead and the witness's member gone: nobody takes over before an operator breaks the glass."""
     before = moves.record()
-    said = ("-e", "survivor=b1", "-e", "i_have_fenced_region=a", "-e", "reason=site a burns")
+    said = ("-e", "survivor=b1", "-e", "i_have_fenced_region=a", "-e", "reason='site a burns'")
     with_quorum = lab.playbook("break_glass", *said, check=False)
     assert with_quorum.returncode != 0 and "can read through a quorum" in words(with_quorum)
     with Load(rate=2, patience=300) as load:
@@ -86,7 +86,7 @@ def test_two_members_are_lost_for_good(at_home: None, capsys: pytest.CaptureFixt
             lab.Host("w1").sh("systemctl stop etcd@registry")
             refused = lab.playbook("failover", "-e", "cell=main", "-e", "to=b", check=False)
             assert refused.returncode != 0 and "has no quorum" in words(refused)
-            unsaid = lab.playbook("break_glass", "-e", "survivor=b1", "-e", "reason=site a burns", check=False)
+            unsaid = lab.playbook("break_glass", "-e", "survivor=b1", "-e", "reason='site a burns'", check=False)
             assert unsaid.returncode != 0 and "nobody said that region a is dead or fenced" in words(unsaid)
             plan = lab.playbook("break_glass", *said, "-e", "plan=true")
             assert "REFUSED" not in words(plan)
