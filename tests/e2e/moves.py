@@ -96,9 +96,10 @@ def wait_until_whole(timeout: float = 180) -> dict[str, t.Any]:
 
 def bring_home(region: str = "a") -> None:
     """Have the cell at home where the other tests expect it."""
+    wait_until_whole()
     if record()["home"] != region:
         move("switchover", region)
-    wait_until_whole()
+        wait_until_whole()
 
 
 def kill(region: str) -> None:
