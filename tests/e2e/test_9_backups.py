@@ -200,9 +200,10 @@ def test_one_region_out_of_reach_does_not_stop_the_others_backups(backed_up: flo
     ("options", "words"),
     [
         (["-e", "cell=nowhere"], "must be one of main"),
-        (["-e", "to=2001-01-01 00:00:00+00", "-e", "store=postgres", *STOP], "Nothing was changed"),
+        (["-e", "to=2001-01-01T00:00:00+00", "-e", "store=postgres", *STOP], "Nothing was changed"),
         (["-e", "store=postgres", "-e", "reason=e2e"], "writes flow"),
         (["-e", "from_region=c"], "one of a, b"),
+        (["-e", "reason=two words"], '"words" belongs to nothing'),
     ],
 )
 def test_what_must_not_begin_changes_nothing(backed_up: float, options: list[str], words: str) -> None:
