@@ -205,7 +205,8 @@ class Runner:
     def kept(self) -> list[dict[str, t.Any]]:
         found = []
         for name, peer in self.peers.items():
-            for collection in self.only or sorted(peer.collections()):
+            # A collection that is gone has none; others' are still worth knowing.
+            for collection in sorted(one for one in peer.collections() if not self.only or one in self.only):
                 for shard in sorted(peer.local_shards(collection)):
                     for one in ShardSnapshots(peer).list(collection, shard):
                         wanted = {key: one.get(key) for key in ("name", "size", "creation_time")}

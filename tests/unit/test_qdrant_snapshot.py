@@ -321,6 +321,8 @@ def test_the_module_in_check_mode_and_for_real(
     assert run_module(module, check=True, state="restored", **common)["changed"] and "cases" not in cluster.collections
     assert run_module(module, state="restored", **common)["changed"]
     assert run_module(module, state="shown", **common)["positions"] == [{"txid": 5}]
+    # A collection that was lost is nobody's failure.
+    assert run_module(module, state="shown", collections=["gone"], **common)["snapshots"] == []
     cluster.peers["a1"].kept["cases", 0] = b"[]"
     left = run_module(module, state="absent", **common)
     assert left["changed"] and not cluster.peers["a1"].kept
