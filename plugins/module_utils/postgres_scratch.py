@@ -77,7 +77,7 @@ class ScratchPostgres:
         return pathlib.Path(self.folder) / "postgres.log"
 
     def start(self, timeout: float = 60.0) -> None:
-        """Start it and return at once when it lives; :meth:`recover` waits for what it does."""
+        """Start it and return at once; :meth:`serve` and :meth:`recover` wait for what it does."""
         self.stop_left_behind()
         folder = pathlib.Path(self.folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,6 +90,22 @@ class ScratchPostgres:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
             )
+
+    def serve(self, timeout: float = 60.0) -> None:
+        """Start it over a folder that has nothing to recover, and wait until it takes connections.
+
+        :raises ResilienceError: it ended, or does not get there; with PostgreSQL's own words.
+        """
+        self.start()
+
+        def serves() -> tuple[bool, str]:
+            if self._process is None or self._process.poll() is not None:
+                return True, ""
+            return bool(self.query("SELECT 1", timeout=10)), ""
+
+        wait_until(serves, f"PostgreSQL in {self.data} to take connections", timeout, 0.1)
+        if self._process is None or self._process.poll() is not None:
+            raise _Died(f"{self.data}: PostgreSQL did not start: {self._last_words()}")
 
     def recover(self, target: RestoreTarget, archive_ended_at: float = 0.0, timeout: float = 3600.0) -> None:
         """Start it, and wait until it has recovered to the target and takes writes.

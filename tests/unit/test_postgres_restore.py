@@ -257,3 +257,30 @@ class TestScratch:
         (tmp_path / "postmaster.pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
         ScratchPostgres(str(tmp_path), str(tmp_path / "run")).stop_left_behind()
         assert not (tmp_path / "postmaster.pid").exists()
+
+
+@pytest.mark.parametrize(("lives", "expected"), [(True, ""), (False, "did not start: FATAL: no room")])
+def test_an_instance_that_serves_has_taken_a_connection(
+    lives: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psql is refused twice, as it is while PostgreSQL starts."""
+    programs = {
+        "postgres": "exec sleep 60" if lives else "echo 'FATAL: no room' >&2; exit 1",
+        "psql": f'echo x >> {tmp_path}/asked; [ "$(wc -l < {tmp_path}/asked)" -gt 2 ] && echo 1 || exit 2',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(ScratchPostgres, "control", lambda _self: {})
+    scratch = ScratchPostgres(str(tmp_path / "data"), str(tmp_path / "run"), bin_dir=str(tmp_path / "bin"))
+    try:
+        if lives:
+            scratch.serve(timeout=30)
+            assert (tmp_path / "asked").read_text().count("x") == 3
+        else:
+            with pytest.raises(ResilienceError, match=expected):
+                scratch.serve(timeout=30)
+    finally:
+        scratch.stop(fast=True)

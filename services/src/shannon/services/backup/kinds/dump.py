@@ -64,7 +64,7 @@ class DumpKind(FilesKind):
         if made.returncode:
             raise ResilienceError(f"no scratch instance for the dump could be made: {made.stderr.strip()[-500:]}")
         with ScratchPostgres(str(data), str(folder.parent / "run"), bin_dir=self.settings.postgres_bin) as scratch:
-            scratch.start()
+            scratch.serve()
             connection = {"host": scratch.socket_directory, "port": scratch.port, "user": "postgres"}
             rows = tables = 0
             for name in self.settings.databases:
