@@ -261,7 +261,7 @@ class TestScratch:
 
 @pytest.mark.parametrize(("lives", "expected"), [(True, ""), (False, "did not start: FATAL: no room")])
 def test_an_instance_that_serves_has_taken_a_connection(
-    lives: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lives: bool, expected: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """psql is refused twice, as it is while PostgreSQL starts."""
     programs = {
