@@ -22,6 +22,12 @@ import lab
 KEEP = os.environ.get("SHANNON_E2E_KEEP") == "1"
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once why a test failed: the suite takes half an hour, and may be killed before its end."""
+    if report.failed:
+        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext[-4000:]}", flush=True)
+
+
 @pytest.fixture(scope="session")
 def deployed(request: pytest.FixtureRequest) -> t.Iterator[dict[str, float]]:
     """The lab, deployed; yields what took how long, in seconds."""

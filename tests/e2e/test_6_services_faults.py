@@ -107,6 +107,7 @@ def show(capsys: pytest.CaptureFixture[str], what: str, *figures: str) -> None:
         print(f"\n  {what}: " + "; ".join(figures))
 
 
+@pytest.mark.soak  # with the load that it makes the lab's two cores are busy to the last
 def test_redis_stopped(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     """Both regions' Redis, so that there is none to fail over to."""
     session = f"e2e-{uuid.uuid4().hex}"
@@ -410,6 +411,7 @@ def records_are_whole(task_id: str, live: list[tuple[int, str]]) -> int:
     return len(attempts)
 
 
+@pytest.mark.soak  # its slow tasks want both of the lab's cores
 def test_an_orchestrator_is_killed_with_queued_writes(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     """PostgreSQL is out of the orchestrators' reach while tasks run; what they would write waits on disk, and lives
     through a SIGKILL of one of them."""
