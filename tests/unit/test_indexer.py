@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import typing as t
 
 import pytest
@@ -15,6 +16,7 @@ from fake_vectors import FakeLog, FakeSink
 
 from shannon.services.common import metrics
 from shannon.services.common.config import VectorIndexer
+from shannon.services.vectors import log_reader
 from shannon.services.vectors.election import Alone, LeadershipLost
 from shannon.services.vectors.indexer import CellIndexer
 from shannon.services.vectors.placing import GRACE_SECONDS, Behind
@@ -331,3 +333,12 @@ def test_marks_survive_their_payload() -> None:
     assert Mark.of(mark.payload("main", "c", 0.0)) == mark
     with pytest.raises(ValueError, match="no position"):
         Mark.of({"txid": 1})
+
+
+@pytest.mark.parametrize("statement", [log_reader._READ, log_reader._BELOW])
+def test_the_log_is_read_in_the_order_of_its_column_and_not_of_its_text(statement: str) -> None:
+    """PostgreSQL takes a bare name in ORDER BY for the output's column first, and that is a text: "10000" < "9999"."""
+    assert "SELECT txid::text" in statement
+    order = statement[statement.index("ORDER BY") :]
+    assert order.startswith("ORDER BY vector_log.txid") and "vector_log.sequence" in order
+    assert not re.search(r"(?<![.\w])(txid|sequence)\b", order), order

@@ -16,13 +16,14 @@ from shannon.resilience.circuit_breaker import CircuitBreaker
 from .positions import START, Mark, Position
 from .rows import Row
 
-# Every transaction below the snapshot's xmin has ended, so nothing can appear behind the position (migration 0003).
+# Every transaction below the snapshot's xmin has ended, so nothing can appear behind the position (migration 0003). The order
+# is the table's column: a bare txid would be the output's, a text, and "10000" comes before "9999" there.
 _READ = """
 SELECT txid::text, sequence, collection, point_id::text, operation, array_to_json(vector)::text, payload::text,
        extract(epoch FROM created_at)::float8
   FROM vector_log
  WHERE (txid, sequence) > (%s::xid8, %s) AND txid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY txid, sequence LIMIT %s
+ ORDER BY vector_log.txid, vector_log.sequence LIMIT %s
 """
 _AT = """
 SELECT point_id::text, extract(epoch FROM created_at)::float8 FROM vector_log
@@ -31,7 +32,7 @@ SELECT point_id::text, extract(epoch FROM created_at)::float8 FROM vector_log
 _BELOW = """
 SELECT txid::text, sequence, point_id::text, extract(epoch FROM created_at)::float8 FROM vector_log
  WHERE (txid, sequence) <= (%s::xid8, %s) AND created_at <= to_timestamp(%s)
- ORDER BY txid DESC, sequence DESC LIMIT 1
+ ORDER BY vector_log.txid DESC, vector_log.sequence DESC LIMIT 1
 """
 _EDGES = """
 SELECT (SELECT (txid::text, sequence)::text FROM vector_log ORDER BY txid, sequence LIMIT 1),
