@@ -16,8 +16,8 @@ from shannon.resilience.circuit_breaker import CircuitBreaker
 from .positions import START, Mark, Position
 from .rows import Row
 
-# Every transaction below the snapshot's xmin has ended, so nothing can appear behind the position (migration 0003). The order
-# is the table's column: a bare txid would be the output's, a text, and "10000" comes before "9999" there.
+# Every transaction below the snapshot's xmin has ended, so nothing can appear behind the position (migration 0003). The
+# order is the table's column: a bare txid would be the output's, a text, and "10000" comes before "9999" there.
 _READ = """
 SELECT txid::text, sequence, collection, point_id::text, operation, array_to_json(vector)::text, payload::text,
        extract(epoch FROM created_at)::float8
