@@ -275,9 +275,7 @@ def _line(
     if not error and verified and not verified.get("ok"):
         error = str(verified.get("error") or "; ".join(verified.get("differences") or []))
     return {
-        "kind": kind,
-        "cell": cell,
-        "region": region,
+        **_blank(kind, cell, region),
         "state": state,
         "age": age,
         "rpo": rpo,
@@ -288,8 +286,22 @@ def _line(
         "verified_ok": None if not verified else bool(verified.get("ok")),
         "bytes": int(good.get("bytes") or 0),
         "seconds": float(good.get("seconds") or 0.0),
-        "behind": None,
         "id": str(good.get("id") or ""),
+    }
+
+
+def _blank(kind: str, cell: str, region: str) -> dict[str, t.Any]:
+    """A line of which nothing is known yet: all that every line has."""
+    nothing = ("age", "rpo", "ok", "verified_age", "verified_ok", "bytes", "seconds", "behind")
+    return {
+        "kind": kind,
+        "cell": cell,
+        "region": region,
+        "state": "missing",
+        "overdue": False,
+        "error": "",
+        "id": "",
+        **dict.fromkeys(nothing),
     }
 
 
@@ -316,19 +328,13 @@ def _wal_line(
     else:
         state = "overdue" if overdue else "good"
     return {
-        "kind": WAL,
-        "cell": cell,
-        "region": region,
+        **_blank(WAL, cell, region),
         "state": state,
         "age": age,
         "rpo": rpo,
         "overdue": overdue,
         "ok": None if not look else not look.get("error"),
         "error": error,
-        "verified_age": None,
-        "verified_ok": None,
-        "bytes": None,
-        "seconds": None,
         "behind": look.get("behind"),
         "id": str(look.get("segment") or ""),
     }
