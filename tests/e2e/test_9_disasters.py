@@ -367,12 +367,12 @@ def test_all_is_lost_but_one_repository_and_the_controllers_secrets(
     disk = tmp_path / "repository.tar"
     psql(f"DROP TABLE IF EXISTS {LARGE}")
     with services.Api() as api:
-        for _ in range(5):
+        for _turn in range(5):
             api.run(f"Tell me of {services.word()}")
         redis(f"[client.set('shannon:e2e:lost:%d' % n, n) for n in range({KEYS})]")
         lab.playbook("backup", timeout=600)
         # What came after the backups: PostgreSQL has it in the archive, and Qdrant from PostgreSQL.
-        for _ in range(5):
+        for _turn in range(5):
             api.run(f"Tell me of {services.word()}")
     psql(f"INSERT INTO {TABLE} SELECT n, md5(n::text) FROM generate_series(10001, 11000) n")
     before = content()
