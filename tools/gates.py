@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -40,18 +41,21 @@ GRACE = 60
 STARTED = time.monotonic()
 #: Molecule's scenario of the whole data tier: a small lab, so it is soak's.
 WHOLE = "default"
+#: How pass_through says that a gate failed.
+SLIP = re.compile("=== .* FAILED: ")
 #: Set for the process that runs beside another: Docker and the folder .ansible are that one's to clean up.
 BESIDE = "SHANNON_GATES_BESIDE"
 
 
 @dataclass
 class Outcome:
-    """What a gate did: its name, whether it passed, its seconds, and those of its steps."""
+    """What a gate did: its name, whether it passed and if not why, its seconds, and those of its steps."""
 
     name: str
     passed: bool = False
     seconds: float = 0.0
     steps: list[tuple[str, float]] = field(default_factory=list)
+    why: list[str] = field(default_factory=list)
 
 
 class Failed(Exception):
@@ -270,8 +274,10 @@ def pass_through(outcome: Outcome) -> None:
         {**GATES, **EXTRA}[name](outcome)
         outcome.passed = True
     except Failed as exc:
+        outcome.why.append(str(exc))
         print(f"=== {name} FAILED: {exc}", flush=True)
     except KeyboardInterrupt:
+        outcome.why.append("it was interrupted")
         print(f"=== {name} FAILED: it was interrupted", flush=True)
         raise
     finally:
@@ -301,7 +307,10 @@ def quick_ones_beside(outcomes: list[Outcome]) -> t.Iterator[None]:
                 outcome.seconds = time.monotonic() - started
                 outcome.passed = process.returncode == 0
                 said.seek(0)
-                print(said.read(), flush=True)
+                text = said.read()
+                # Once more at the end: of a long log, often only the end is kept.
+                outcome.why += [line.removeprefix("=== ") for line in text.splitlines() if SLIP.match(line)]
+                print(text, flush=True)
 
 
 def report(outcomes: t.Sequence[Outcome]) -> int:
@@ -311,6 +320,8 @@ def report(outcomes: t.Sequence[Outcome]) -> int:
         print(f"{outcome.seconds:8.1f} s  {outcome.name:24} {'passed' if outcome.passed else 'FAILED'}")
         for step, seconds in outcome.steps:
             print(f"{seconds:12.1f} s  {step}")
+        for reason in outcome.why:
+            print(f"{'':12}{reason}")
     print(f"{time.monotonic() - STARTED:8.1f} s  in all")
     failed = sum(not outcome.passed for outcome in outcomes)
     print(f"{len(outcomes) - failed} passed, {failed} failed", flush=True)
