@@ -152,7 +152,8 @@ def test_a_full_disk_is_refused_before_anything_is_written(host):
 
 
 def test_metrics_are_written_for_everybody(host):
-    host.check_output(f"{RUNNER} metrics")
+    done = host.run(f"{RUNNER} metrics")
+    assert done.rc == 0, done.stderr
     found = host.file("/var/lib/shannon/backup/metrics/shannon_backup.prom")
     assert (
         found.mode & 0o004 and 'shannon_backup_age_seconds{kind="redis",cell="main",region="b"}' in found.content_string
@@ -160,5 +161,5 @@ def test_metrics_are_written_for_everybody(host):
     # The runner reads the repository and asks the primary, with no more than it may do. Nothing is written here, so the
     # archive is as old as PostgreSQL leaves a segment open.
     text = found.content_string
-    assert 'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0' in text
-    assert 'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"}' in text
+    assert 'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0' in text, done.stderr
+    assert 'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"}' in text, done.stderr
