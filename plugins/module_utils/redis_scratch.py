@@ -232,8 +232,8 @@ class RedisScratch:
         wait_until(loaded, f"a scratch Redis to load {self._rdb}", self._wait, interval=0.05)
         if process.poll() is not None:
             raise ResilienceError(
-                f"Redis can't load {self._rdb}: {_reason(log_path)}. The file is damaged, or from a newer Redis than "
-                "this host's. Nothing live was touched; take another backup."
+                f"Redis can't load {self._rdb}: {_reason(log_path)}. If that is about the file, it is damaged, or "
+                "from a newer Redis than this host's. Nothing live was touched; take another backup."
             )
 
 
@@ -287,6 +287,10 @@ def _reason(log_path: str) -> str:
     """What Redis' log says of a file that it does not load."""
     with contextlib.suppress(OSError), open(log_path, encoding="utf-8", errors="replace") as handle:
         lines = [line.strip() for line in handle if line.strip()]
-        telling = [line for line in lines if any(word in line for word in ("rror", "#", "Short read", "RDB", "FATAL"))]
+        telling = [line for line in lines if any(word in line for word in ("rror", "#", "Short read", "RDB"))]
+        for number, line in enumerate(lines):
+            # What it takes exception to, and why, comes after it.
+            if "FATAL CONFIG FILE ERROR" in line:
+                return " / ".join(lines[number:])[:500]
         return " / ".join((telling or lines)[-3:])[:500]
     return "it left no log"

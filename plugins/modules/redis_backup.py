@@ -254,7 +254,7 @@ class Runner:
             raise ResilienceError(f"nothing was changed: {problem}")
         if self.check:
             return answer(True, [planned], manifest=manifest)
-        os.makedirs(self.params["scratch_folder"], mode=0o711, exist_ok=True)
+        restores.let_pass(self.params["scratch_folder"])
         actions = restore.run(folder, manifest)
         if self.params["replicas"]:
             restores.wait_replicas(self.client, self.params["replicas"], min(self.params["timeout"], 600))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from module_runner import run_module
 
-from ansible_collections.shannon.resilience.plugins.module_utils import redis_backup, redis_restore
+from ansible_collections.shannon.resilience.plugins.module_utils import redis_backup, redis_restore, redis_scratch
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
 from ansible_collections.shannon.resilience.plugins.module_utils.redis import RedisClient, Replication
 from ansible_collections.shannon.resilience.plugins.module_utils.redis_backup import (
@@ -154,6 +154,26 @@ def test_a_damaged_file_is_told_and_restores_nothing(
         redis_backup.check_rdb(str(path))
     with pytest.raises(ResilienceError, match="can't load"), RedisScratch(str(tmp_path / "scratch"), str(path)):
         pass
+
+
+@pytest.mark.parametrize("mode", [None, 0o700, 0o755])
+def test_the_scratch_instances_user_gets_to_its_folder(tmp_path: Path, mode: int | None) -> None:
+    """Whoever made the folder above, and however: Redis' user only needs to pass."""
+    above = tmp_path / "above"
+    if mode is not None:
+        above.mkdir(mode=mode)
+    redis_restore.let_pass(str(above))
+    assert above.stat().st_mode & 0o777 == (0o711 if mode in (None, 0o700) else mode)
+
+
+def test_a_configuration_that_redis_refuses_is_said_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(
+        "1:C 1 Jan 2026 # Reading config from stdin\n\n*** FATAL CONFIG FILE ERROR (Redis 7.0.15) ***\n"
+        "Reading the configuration file, at line 1\n>>> 'dir /nowhere'\nPermission denied\n"
+    )
+    said = redis_scratch._reason(str(path))
+    assert "'dir /nowhere' / Permission denied" in said and "stdin" not in said
 
 
 @real
