@@ -270,17 +270,25 @@ def test_a_killed_restore_stays_closed_and_goes_on_out_of_the_other_regions_repo
 
 @pytest.mark.soak
 def test_a_lost_qdrant_answers_as_before(backed_up: float, capsys: pytest.CaptureFixture[str]) -> None:
-    count = int(
-        services.sql("SELECT count(DISTINCT point_id) FROM vector_log WHERE collection = 'task_embeddings'")[0][0]
-    )
+    def more(tasks: int) -> int:
+        """Run tasks, each of which leaves a vector; how many vectors there are to be then."""
+        with services.Api() as api:
+            for _turn in range(tasks):
+                api.run(f"Tell me of {services.word()}")
+        asked = "SELECT count(DISTINCT point_id) FROM vector_log WHERE collection = 'task_embeddings'"
+        return int(services.sql(asked)[0][0])
 
     def points(region: str) -> int:
         path = "/collections/task_embeddings/points/count"
         code, answer = services.qdrant(f"{region}3", "POST", path, {"exact": True})
         return int(answer["result"]["count"]) if code == 200 else -1
 
-    lab.wait_for(lambda: points("a") == count, "all vectors before", 60, lambda: f"{points('a')} of {count}")
+    count = more(3)
+    lab.wait_for(lambda: points("b") == count, "all vectors in the snapshot", 60, lambda: f"{points('b')} of {count}")
     runner("b3", "run", "qdrant")
+    snapshot, count = count, more(3)
+    assert 0 < snapshot < count
+    lab.wait_for(lambda: points("a") == count, "all vectors before", 60, lambda: f"{points('a')} of {count}")
     for name in ("task_embeddings", "indexer_positions"):
         assert services.qdrant("a3", "DELETE", f"/collections/{name}")[0] == 200
     began = time.time()
@@ -288,7 +296,8 @@ def test_a_lost_qdrant_answers_as_before(backed_up: float, capsys: pytest.Captur
     lab.wait_for(
         lambda: points("a") == points("b") == count, "all vectors again", 120, lambda: f"{points('a')} of {count}"
     )
-    lab.show(capsys, f"a lost Qdrant restored in {time.time() - began:.0f} s: {seconds_of(done)}; {count} vectors")
+    lab.show(capsys, f"a lost Qdrant restored in {time.time() - began:.0f} s: {seconds_of(done)}; {count} vectors, "
+             f"{snapshot} of them in the snapshot")  # fmt: skip
     moves.wait_until_whole()
 
 
