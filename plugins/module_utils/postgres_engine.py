@@ -374,7 +374,9 @@ def _missing_wal(
         if stop is not None and position >= stop:
             pass
         elif part is None:
-            return f"the archive lacks the WAL segment {segment_name(timeline, position)}"
+            lacks = f"the archive lacks the WAL segment {segment_name(timeline, position)}"
+            # After a failover that is so until the first segment of the new timeline is closed.
+            return lacks if parts or left is not None else f"{lacks}, which PostgreSQL may not have closed yet"
         else:
             reached_at = max(reached_at, part.ended_at)
             further = min((other.start_lsn for other in parts if other.start_lsn >= part.end_lsn), default=None)

@@ -40,7 +40,7 @@ def delete_the_table() -> tuple[str, str]:
     before = psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') || '+00'")
     time.sleep(1.5)
     psql(f"DROP TABLE {TABLE}")
-    psql("CREATE TABLE public.e2e_later (id int)")
+    psql("CREATE TABLE IF NOT EXISTS public.e2e_later (id int)")
     return expected, before
 
 

@@ -179,6 +179,14 @@ class TestTimelines:
         info = RepositoryInfo((backup(2),), ranges_of({**wal(1, 1, 4), **wal(2, 6, 11)}), self.INFO.branches)
         assert segment_name(1, 5 * SEGMENT) in target_problem(info, RestoreTarget())
 
+    def test_a_timeline_without_a_whole_segment_may_only_be_young(self) -> None:
+        young = "which PostgreSQL may not have closed yet"
+        info = RepositoryInfo((backup(2),), ranges_of(wal(1, 1, 5)), self.INFO.branches)
+        assert f"{segment_name(2, 6 * SEGMENT)}, {young}" in target_problem(info, RestoreTarget())
+        # A gap before it is one.
+        info = RepositoryInfo((backup(2),), ranges_of({**wal(1, 1, 4), **wal(2, 7, 11)}), self.INFO.branches)
+        assert young not in target_problem(info, RestoreTarget())
+
     def test_its_history(self) -> None:
         assert parse_history("1\t0/6000000\tno recovery target\n2\t0/7000000\tbefore\n") == (2, 0x7000000)
         assert parse_history("") is None
