@@ -35,12 +35,13 @@ def backed_up(deployed: dict[str, float]) -> t.Iterator[float]:
 
 def delete_the_table() -> tuple[str, str]:
     """Drop our table; what was in it, and the second before."""
+    psql("DROP TABLE IF EXISTS public.e2e_later")
     expected = table()
     time.sleep(1.5)
     before = psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') || '+00'")
     time.sleep(1.5)
     psql(f"DROP TABLE {TABLE}")
-    psql("CREATE TABLE IF NOT EXISTS public.e2e_later (id int)")
+    psql("CREATE TABLE public.e2e_later (id int)")
     return expected, before
 
 
