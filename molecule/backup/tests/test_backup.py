@@ -152,14 +152,21 @@ def test_a_full_disk_is_refused_before_anything_is_written(host):
 
 
 def test_metrics_are_written_for_everybody(host):
-    done = host.run(f"{RUNNER} metrics")
-    assert done.rc == 0, done.stderr
-    found = host.file("/var/lib/shannon/backup/metrics/shannon_backup.prom")
-    assert (
-        found.mode & 0o004 and 'shannon_backup_age_seconds{kind="redis",cell="main",region="b"}' in found.content_string
-    )
-    # The runner reads the repository and asks the primary, with no more than it may do. Nothing is written here, so the
-    # archive is as old as PostgreSQL leaves a segment open.
-    text = found.content_string
-    assert 'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0' in text, done.stderr
-    assert 'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"}' in text, done.stderr
+    """The runner reads the repository and asks the primary, with no more than it may do.
+
+    A look at a moment in which the primary does not say what it is has no bytes to tell; one of a minute must have them.
+    """
+    deadline = time.monotonic() + 60
+    while True:
+        done = host.run(f"{RUNNER} metrics")
+        assert done.rc == 0, done.stderr
+        found = host.file("/var/lib/shannon/backup/metrics/shannon_backup.prom")
+        text = found.content_string
+        assert found.mode & 0o004 and 'shannon_backup_age_seconds{kind="redis",cell="main",region="b"}' in text
+        # Nothing is written here, so the archive is as old as PostgreSQL leaves a segment open.
+        assert 'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0' in text, done.stderr
+        if 'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"}' in text:
+            return
+        wal = [line for line in text.splitlines() if 'kind="wal"' in line]
+        assert time.monotonic() < deadline, f"waited 60 s for the bytes that the archive lacks: {wal}, {done.stderr}"
+        time.sleep(1)
