@@ -154,7 +154,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(host):
 def test_metrics_are_written_for_everybody(host):
     """The runner reads the repository and asks the primary, with no more than it may do.
 
-    A look at a moment in which the primary does not say what it is has no bytes to tell; one of a minute must have them.
+    When the primary does not say what it is there are no bytes to tell; within a minute it must have said it.
     """
     deadline = time.monotonic() + 60
     while True:
