@@ -43,8 +43,6 @@ REPLAYED_WITHIN = 120.0
 #: Seconds that one command of a look at the archive may take, and that one member may take to say what it is.
 LOOK_TIMEOUT = 60.0
 MEMBER_TIMEOUT = 2.0
-#: Seconds that each may take to say whether it is the primary, when all that waits for it is a figure.
-PRIMARY_TIMEOUT = 5.0
 
 
 class PostgresKind:
@@ -276,7 +274,7 @@ def written_by(settings: Settings, cell: Cell) -> wal_archive.Written | None:
     context = client_context(settings.tls)
     instances = {one.host: one for members in cell.postgres.values() for one in members}
     answers = gather(
-        {host: Patroni(one.address, one.patroni, context, timeout=PRIMARY_TIMEOUT).status
+        {host: Patroni(one.address, one.patroni, context, timeout=MEMBER_TIMEOUT).status
          for host, one in instances.items()}
     )  # fmt: skip
     primaries = [
