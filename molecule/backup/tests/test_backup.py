@@ -153,6 +153,9 @@ def test_a_full_disk_is_refused_before_anything_is_written(host):
 
 def test_metrics_are_written_for_everybody(host):
     """The runner reads the repository and asks the primary, with no more than it may do."""
+    # Tests that take the host come first, whatever their place here: there is no backup yet that WAL goes on from.
+    good("mb1", "run", "redis")
+    good("mb1", "run", "postgres", "--type", "full")
     done = host.run(f"{RUNNER} metrics")
     assert done.rc == 0, done.stderr
     found = host.file("/var/lib/shannon/backup/metrics/shannon_backup.prom")
@@ -160,7 +163,4 @@ def test_metrics_are_written_for_everybody(host):
     assert found.mode & 0o004 and 'shannon_backup_age_seconds{kind="redis",cell="main",region="b"}' in text
     # Nothing is written here, so the archive is as old as PostgreSQL leaves a segment open.
     assert 'shannon_backup_overdue{kind="wal",cell="main",region="b"} 0' in text, done.stderr
-    if 'shannon_backup_age_seconds{kind="wal",cell="main",region="b"}' not in text:
-        # Open: in some runs postgres_engine.reach sees no usable backup in region b although one is there and restores.
-        pytest.xfail(f"the runner sees no backup that the WAL goes on from: {done.stderr}")
     assert 'shannon_backup_behind_bytes{kind="wal",cell="main",region="b"}' in text, done.stderr
