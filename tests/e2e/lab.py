@@ -265,3 +265,18 @@ def show(capsys: t.Any, *lines: str) -> None:
     """
     with capsys.disabled():
         print("\n  " + "\n  ".join(lines))
+
+
+#: How far a figure may miss its target before a test fails. Seven hosts share the machine's two cores with the test, so
+#: a target is for tests/bench/ to measure; what is caught here is a recovery that waits for something it should not.
+MARGIN = 4.0
+
+
+def within(capsys: t.Any, what: str, seconds: float, target: float) -> None:
+    """Print a figure beside its target; fails when it is so far off that no load explains it.
+
+    :param target: seconds, from the issue that asked for it.
+    """
+    verdict = "" if seconds <= target else ", MISSED"
+    show(capsys, f"{what}: {seconds:.1f} s (target {target:g} s{verdict})")
+    assert seconds <= MARGIN * target, f"{what}: {seconds:.1f} s, more than {MARGIN:g} times the target of {target:g} s"

@@ -67,10 +67,10 @@ def test_the_host_of_the_postgres_primary_dies(healthy: dict[str, t.Any], capsys
         )
         gap = writer.longest_gap()
         with capsys.disabled():
-            print(f"\n  PostgreSQL: writer's gap {gap:.1f} s, {len(writer.acknowledged())} acknowledged writes; "
+            print(f"\n  PostgreSQL: {len(writer.acknowledged())} acknowledged writes; "
                   f"the standby region followed {followed:.1f} s after the host died")  # fmt: skip
         assert writer.missing() == []
-    assert gap <= 15
+    lab.within(capsys, "PostgreSQL's writer without an answer", gap, 15)
 
 
 def test_the_host_of_the_redis_primary_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,9 +102,9 @@ def test_the_host_of_the_redis_primary_dies(healthy: dict[str, t.Any], capsys: p
         )
         gap = writer.longest_gap()
         with capsys.disabled():
-            print(f"\n  Redis: writer's gap {gap:.1f} s, {len(writer.acknowledged())} acknowledged writes")
+            print(f"\n  Redis: {len(writer.acknowledged())} acknowledged writes")
         assert writer.missing() == []
-    assert gap <= 10
+    lab.within(capsys, "Redis' writer without an answer", gap, 10)
 
 
 def test_the_host_of_a_qdrant_peer_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,9 +127,9 @@ def test_the_host_of_a_qdrant_peer_dies(healthy: dict[str, t.Any], capsys: pytes
         )
         gap = writer.longest_gap()
         with capsys.disabled():
-            print(f"\n  Qdrant: writer's gap {gap:.1f} s, {len(writer.acknowledged())} acknowledged writes")
+            print(f"\n  Qdrant: {len(writer.acknowledged())} acknowledged writes")
         assert writer.missing() == []
-    assert gap <= 3
+    lab.within(capsys, "Qdrant's writer without an answer", gap, 3)
 
 
 @pytest.mark.soak
@@ -146,9 +146,8 @@ def test_status_answers_with_a_region_dead(healthy: dict[str, t.Any], capsys: py
         assert not cell["healthy"]
         assert all(not member["healthy"] for member in cell["postgres"]["b"]["members"])
         assert all(member["healthy"] for member in cell["postgres"]["a"]["members"])
-        # The target is 5 s; a busy machine takes that for Ansible alone. Dead hosts asked one by one would be a minute.
-        lab.show(capsys, f"status.yml with a region dead: {took:.1f} s")
-        assert took <= 15
+        # Ansible's start is most of it. Dead hosts asked one by one would be a minute.
+        lab.within(capsys, "status.yml with a region dead", took, 5)
     finally:
         for host in dead:
             host.start()

@@ -332,8 +332,8 @@ def test_the_host_of_the_postgres_primary_dies(
         finally:
             lab.Host(dead).start()
         services.wait_until_well(timeout=240)
-    show(capsys, f"PostgreSQL's primary dies with {dead}", f"submits' gap {gap:.1f} s", load.check(timeout=240))
-    assert gap <= 30
+    show(capsys, f"PostgreSQL's primary dies with {dead}", load.check(timeout=240))
+    lab.within(capsys, "no submit was taken", gap, 30)
 
 
 @pytest.mark.soak

@@ -130,6 +130,17 @@ def test_a_port_is_closed_whether_it_was_open_or_not() -> None:
     ]
 
 
+def test_a_closed_port_keeps_the_connections_that_may_stay() -> None:
+    nft = Nft()
+    Fence(nft).close([5432], [("198.51.100.1", 43210), ("2001:db8::1", 43211)], 20.0)
+    assert nft.scripts[0].splitlines() == [
+        "add element inet shannon_fence streams4 { 198.51.100.1 . 43210 timeout 20000ms }",
+        "add element inet shannon_fence streams6 { 2001:db8::1 . 43211 timeout 20000ms }",
+        "add element inet shannon_fence open { 5432 timeout 1s }",
+        "delete element inet shannon_fence open { 5432 }",
+    ]
+
+
 def test_the_rules_are_loaded_as_they_are(tmp_path: pathlib.Path) -> None:
     nft = Nft()
     (tmp_path / "fence.nft").write_text("table inet shannon_fence\n")
@@ -878,6 +889,42 @@ def test_what_may_take_writes_is_not_opened_in_a_standby(site: Site, local: Loca
     one = site.host("b1", local)
     one.round()
     assert [script for script in one.nft.scripts if "000ms" in script] == []
+
+
+def test_a_host_that_left_has_no_authority_and_opens_nothing_until_it_follows(site: Site) -> None:
+    one = site.host("a1")
+    one.round()
+    record = site.move("b")
+    assert one.round() > 0
+    one.keeper.leave(record, [("198.51.100.1", 43210)], 20.0)
+    assert one.authority == 0
+    scripts = len(one.nft.scripts)
+    assert one.round() == 0
+    assert [script for script in one.nft.scripts[scripts:] if "000ms" in script] == []
+    one.local = FOLLOWER
+    one.round()
+    assert one.nft.seconds() == {POSTGRES: AUTHORITY, REDIS: AUTHORITY}
+    one.local = PRIMARY
+    site.move("a")
+    one.round()
+    site.clock.now += LEASE_TTL
+    assert one.round() == AUTHORITY, "the cell came back"
+
+
+def test_a_host_that_could_not_be_closed_has_not_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = site.host("a1")
+    one.round()
+    record = site.move("b")
+    one.round()
+
+    def fail(_script: str) -> t.NoReturn:
+        raise ResilienceError("nft refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one.keeper._fence, "_run", fail)
+        with pytest.raises(ResilienceError, match="nft refused"):
+            one.keeper.leave(record, [], 20.0)
+    assert one.round() > 0
 
 
 def test_a_fence_that_fails_does_not_end_the_round(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import typing as t
 from types import SimpleNamespace
@@ -10,10 +11,13 @@ import pytest
 
 pytest.importorskip("prometheus_client")
 
+from fake_etcd import FakeCluster
+
 from shannon.resilience.errors import ResilienceError
-from shannon.resilience.region_lease import Position, RegionLease, View
-from shannon.resilience.registry import DRAINING, CellRecord
-from shannon.services.region_agent import control, worker
+from shannon.resilience.etcd import EtcdClient
+from shannon.resilience.region_lease import Position, RegionLease, Serving, View
+from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, TAKING_OVER, CellRecord
+from shannon.services.region_agent import closing, control, worker
 from shannon.services.region_agent.control import clean_end
 from shannon.services.region_agent.keeper import Local, Standing
 from shannon.services.region_agent.postgres import PostgresOfRegion, follows
@@ -80,19 +84,23 @@ class Former:
         made._cell = SimpleNamespace(name="main", postgres=5432)
         made._led = led
         made._draining_since = None
+        made._closed = (0, 0)
         made._catching_up_since = None
         made.postgres = SimpleNamespace(
             ended_here=lambda: self.ended,
             no_other_primary=lambda: not self.primaries,
             end=lambda: self.ends_quietly,
             conducts=lambda _standing: self.conducts,
+            last_primary=lambda: self.last_primary,
         )
+        self.last_primary = True
         made.redis = SimpleNamespace(quiet=lambda: self.redis_quiet)
         leases = SimpleNamespace(
             release=lambda _lease, final: self.released.append(final) or True,
             publish_end=lambda _record, final: self.published.append(final) or True,
         )
-        made._keeper = SimpleNamespace(leases=leases)
+        self.left: list[t.Any] = []
+        made._keeper = SimpleNamespace(leases=leases, leave=lambda *said: self.left.append(said))
         self.worker = made
 
     def give_back(self, holds: bool = True) -> None:
@@ -150,6 +158,124 @@ def test_without_the_lease_a_redis_that_does_not_answer_is_no_matter() -> None:
     former.ended, former.redis_quiet = 777, False
     former.give_back(holds=False)
     assert [one.lsn for one in former.published] == [777]
+
+
+# -- a primary that is closed before it stops ------------------------------------------------------------------------
+
+
+STREAMS = [("198.51.100.1", 43210), ("192.0.2.2", 43211)]
+
+
+@pytest.fixture
+def closable(monkeypatch: pytest.MonkeyPatch) -> Former:
+    monkeypatch.setattr(worker, "streams", lambda _port: STREAMS)
+    monkeypatch.setattr(worker, "end_of_clients", lambda _port: 555)
+    return Former()
+
+
+def close(former: Former, role: str = "primary", state: str = ENTERING, holder: str = "a") -> None:
+    record = CellRecord("main", "b", 4, state)
+    lease = RegionLease("main", holder, 3, "a1")
+    local = Local({"role": role, "state": "running"})
+    standing: t.Any = SimpleNamespace(view=View(record, lease, lease, None, None), local=local)
+    former.worker._close(standing, record)
+
+
+def test_a_primary_is_closed_once_and_gives_back_while_it_still_runs(closable: Former) -> None:
+    close(closable)
+    close(closable)
+    assert [said[1:] for said in closable.left] == [(STREAMS, worker.REST)]
+    closable.give_back()
+    assert [(one.lsn, one.final) for one in closable.released] == [(555, True)]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"role": "replica"}, {"state": TAKING_OVER}, {"state": ACTIVE}, {"holder": "b"}], ids=str
+)
+def test_only_the_primary_of_a_switchover_is_closed_early(closable: Former, changes: dict[str, str]) -> None:
+    close(closable, **changes)
+    assert closable.left == []
+
+
+def test_it_does_not_give_back_while_another_member_may_become_a_primary_or_redis_takes_writes(
+    closable: Former,
+) -> None:
+    close(closable)
+    closable.last_primary = False
+    closable.give_back()
+    closable.last_primary, closable.redis_quiet = True, False
+    closable.give_back()
+    assert closable.released == []
+
+
+def test_a_primary_that_can_not_be_closed_is_waited_for(closable: Former, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_port: int) -> int:
+        raise ResilienceError("PostgreSQL of this host can't be read")
+
+    monkeypatch.setattr(worker, "end_of_clients", silent)
+    close(closable)
+    closable.give_back()
+    assert closable.released == []
+    closable.ended = 777
+    closable.give_back()
+    assert [one.lsn for one in closable.released] == [777]
+
+
+def test_what_a_follower_is_sent_over_is_known_by_its_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "ask", lambda *_said: ["198.51.100.1/32 43210", "2001:db8::1/128 43211"])
+    assert closing.streams(5432) == [("198.51.100.1", 43210), ("2001:db8::1", 43211)]
+
+
+def test_the_end_is_the_last_line_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "ask", lambda *_said: ["0/2FFFF00", "2/3000028"])
+    assert closing.end_of_clients(5432) == (2 << 32) + 0x3000028
+    monkeypatch.setattr(closing, "ask", lambda *_said: [])
+    with pytest.raises(ResilienceError, match="does not say how far"):
+        closing.end_of_clients(5432)
+
+
+@pytest.mark.parametrize(
+    ("leader", "config", "last"),
+    [
+        ("a1", {"standby_cluster": {"host": "127.0.0.1"}}, True),
+        ("a2", {"standby_cluster": {"host": "127.0.0.1"}}, False),  # it took the lead, perhaps before it was told
+        ("", {"standby_cluster": {"host": "127.0.0.1"}}, False),
+        ("a1", {"standby_cluster": None}, False),
+        ("a1", None, False),
+    ],
+)
+def test_nobody_comes_after_a_leader_that_was_told_to_follow(
+    leader: str, config: dict[str, t.Any] | None, last: bool
+) -> None:
+    with FakeCluster(1) as cluster:
+        client = EtcdClient([cluster.endpoints[0]], timeout=5.0)
+        if leader:
+            client.put("/shannon/main/leader", leader)
+        if config is not None:
+            client.put("/shannon/main/config", json.dumps(config))
+        made: t.Any = PostgresOfRegion.__new__(PostgresOfRegion)
+        made._settings = SimpleNamespace(namespace="/shannon/", host="a1")
+        made._cell, made._dcs, made._key = SimpleNamespace(name="main"), client, "/shannon/main/config"
+        assert made.last_primary() is last
+
+
+@pytest.mark.parametrize(
+    ("old_end", "switch", "asked"),
+    [(555, 555, 555), (555, 560, 555), (555, 500, 900), (0, 560, 900)],
+    ids=["all arrived", "and a little more", "something is missing", "it did not say where it ended"],
+)
+def test_what_a_primary_wrote_after_it_was_closed_is_no_clients(
+    monkeypatch: pytest.MonkeyPatch, old_end: int, switch: int, asked: int
+) -> None:
+    former = Former()
+    former.ends_quietly = (True, 900)
+    ends: list[int] = []
+    facts = {"rows": 0, "marker": None}
+    former.worker._diverged = SimpleNamespace(save=lambda _epoch, _switch, end: ends.append(end) or dict(facts))
+    former.worker._client = SimpleNamespace(delete=lambda _key: None, put=lambda *_said: None)
+    monkeypatch.setattr(worker, "exactly", lambda *_said: {})
+    former.worker._save_diverged(None, Serving("b", 4, 0.0, "b1", switch_lsn=switch, old_end=old_end))
+    assert ends == [asked]
 
 
 # -- a new home that lacks something ----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ that hangs, is stopped or killed can't leave a former primary open.
 
 from __future__ import annotations
 
+import ipaddress
 import pathlib
 import subprocess
 import threading
@@ -19,6 +20,8 @@ from shannon.services.common import logs
 
 TABLE = "inet shannon_fence"
 SET = "open"
+#: Connections that stay when their port closes, by the version of IP.
+STREAMS = {4: "streams4", 6: "streams6"}
 _log = logs.get(__name__)
 
 
@@ -65,9 +68,17 @@ class Fence:
         with self._lock:
             self._run(text)
 
-    def close(self, ports: t.Sequence[int]) -> None:
-        """Close the ports now."""
+    def close(self, ports: t.Sequence[int], streams: t.Sequence[tuple[str, int]] = (), seconds: float = 0.0) -> None:
+        """Close the ports now, in one step with whatever may stay.
+
+        :param streams: address and port of the other ends of connections that stay.
+        :param seconds: for how long they do.
+        :raises ResilienceError: nft refused; everything is as it was.
+        """
         lines = []
+        for address, port in streams:
+            known = STREAMS[ipaddress.ip_address(address).version]
+            lines.append(f"add element {TABLE} {known} {{ {address} . {port} timeout {int(seconds * 1000)}ms }}")
         for port in ports:
             lines += [
                 f"add element {TABLE} {SET} {{ {port} timeout 1s }}",

@@ -137,6 +137,9 @@ class Keeper:
         self._changed = changed
         self._standing = NOTHING
         self._lock = threading.Lock()
+        #: The record at which this host closed itself to clients for another home; held while the fence is changed.
+        self._left_for: CellRecord | None = None
+        self._leaving = threading.Lock()
         self._gone_since: float | None = None
         self._looked = False
         self._redis: RedisClient | None = None
@@ -151,6 +154,27 @@ class Keeper:
         """Whether this host may be a primary now."""
         standing = self.standing()
         return bool(standing.record and standing.record.home == self._settings.region and standing.authority() > 0)
+
+    def leave(self, record: CellRecord, streams: t.Sequence[tuple[str, int]], seconds: float) -> None:
+        """Close this host to the clients of a cell that has another home now, for good.
+
+        It has no authority from now on, whatever time it had, and is opened again as a follower.
+
+        :param streams: address and port of PostgreSQL's followers, who may have the rest.
+        :param seconds: for how long they may.
+        :raises ResilienceError: the fence could not be closed; nothing has changed.
+        """
+        with self._leaving:
+            self._fence.close(self._ports, streams, seconds)
+            self._left_for = record
+        with self._lock:
+            self._standing = self._without_what_was_left(self._standing)
+
+    def _without_what_was_left(self, standing: Standing) -> Standing:
+        record, left = standing.record, self._left_for
+        if record is None or left is None or (record.home, record.epoch) != (left.home, left.epoch):
+            return standing
+        return replace(standing, authority_until=0.0)
 
     def round(self) -> None:
         """Look, renew, and keep the fence."""
@@ -168,9 +192,11 @@ class Keeper:
             standing = self._with_registry(t.cast(View, view), local, before, begun)
         else:
             standing = self._without_registry(view, local, before, begun)
-        with self._lock:
-            self._standing = standing
-        self._keep_fence(standing, begun)
+        with self._leaving:
+            standing = self._without_what_was_left(standing)
+            with self._lock:
+                self._standing = standing
+            self._keep_fence(standing, begun)
         self._looked = True
         self._say(before, standing)
         self._changed()

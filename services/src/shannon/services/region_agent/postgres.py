@@ -15,7 +15,7 @@ import typing as t
 
 from shannon.resilience.concurrently import gather
 from shannon.resilience.errors import ConflictError, ResilienceError
-from shannon.resilience.etcd import EtcdClient, put_op, when_mod_revision
+from shannon.resilience.etcd import EtcdClient, get_op, put_op, when_mod_revision
 from shannon.resilience.patroni import Cluster, Patroni
 from shannon.resilience.region_lease import Position
 from shannon.services.common import logs
@@ -168,6 +168,16 @@ class PostgresOfRegion:
             for answer in gather(others).values()
             if isinstance(answer, dict)
         )
+
+    def last_primary(self) -> bool:
+        """Whether nobody in the region becomes a primary after this host's member: Patroni has been told that the region
+        follows, and this member still has the lead that it had before. Whoever has it next reads what it was told.
+        """
+        leader = f"{self._settings.namespace}{self._cell.name}/leader"
+        config, leads = self._dcs.txn([], [get_op(self._key), get_op(leader)]).reads
+        if not config or not leads or leads[0].value != self._settings.host:
+            return False
+        return bool(json.loads(config[0].value).get("standby_cluster"))
 
     def behind(self, standing: Standing, position: Position) -> int:
         """Bytes that this host's member has yet to receive to have all that the old home wrote."""
