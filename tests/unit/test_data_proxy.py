@@ -159,8 +159,14 @@ def test_another_regions_primary_is_asked_less_often(section: str) -> None:
 
 def test_qdrant_is_the_own_regions() -> None:
     found = sections(data_proxy_region="b")
-    assert servers(found["qdrant_http"]) == ["b1", "b2"]
-    assert "http-check send meth GET uri /readyz" in found["qdrant_http"]
+    assert servers(found["qdrant_http"]) == ["b1", "b2", "b1-unchecked", "b2-unchecked"]
+    assert servers(found["qdrant_peers"]) == ["b1", "b2"]
+    for host in ("b1", "b2"):
+        assert server(found["qdrant_http"], host).endswith(f"track qdrant_peers/{host}")
+        # With all checks failed they are what is left, so they have none.
+        assert server(found["qdrant_http"], f"{host}-unchecked").split()[3:] == ["backup"]
+    assert "option allbackups" in found["qdrant_http"]
+    assert "http-check send meth GET uri /readyz" in found["qdrant_peers"]
 
 
 def test_a_region_without_data_still_reaches_the_primaries() -> None:
