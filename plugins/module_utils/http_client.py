@@ -10,6 +10,7 @@ import json
 import socket
 import ssl
 import typing as t
+import weakref
 from dataclasses import dataclass, field
 
 from .errors import EndpointError
@@ -78,7 +79,7 @@ class JsonEndpoint:
         limit = self.timeout if timeout is None else timeout
         if self.context is None:
             return http.client.HTTPConnection(self.host, self.port, timeout=limit)
-        return http.client.HTTPSConnection(self.host, self.port, timeout=limit, context=self.context)
+        return _Resuming(self.host, self.port, timeout=limit, context=self.context)
 
     def expect(
         self,
@@ -102,6 +103,35 @@ class JsonEndpoint:
                 f"HTTP {response.status}: {_brief(response.body)}",
             )
         return response.body
+
+
+#: By context, and by host and port: the last TLS session. Who is asked every second need not show its certificate, and
+#: look at the other's, each time; a server that was restarted, or does not want to, has both done anew.
+_SESSIONS: weakref.WeakKeyDictionary[ssl.SSLContext, dict[tuple[str, int], ssl.SSLSession]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class _Resuming(http.client.HTTPSConnection):
+    """An HTTPS connection that takes its server's last TLS session up again."""
+
+    def __init__(self, host: str, port: int, *, timeout: float, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._tls = context
+
+    def connect(self) -> None:
+        http.client.HTTPConnection.connect(self)
+        session = _SESSIONS.get(self._tls, {}).get((self.host, self.port))
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host, session=session)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        # The server's ticket comes with its first words; the socket is gone from here once those are read.
+        sock = self.sock
+        answer = super().getresponse()
+        session = sock.session if isinstance(sock, ssl.SSLSocket) else None
+        if session is not None and session.has_ticket:
+            _SESSIONS.setdefault(self._tls, {})[(self.host, self.port)] = session
+        return answer
 
 
 def describe(exc: BaseException) -> str:

@@ -78,6 +78,7 @@ class Serving:
     :ivar seconds: by phase, what its promotion took.
     :ivar redis_id: id of the history that its Redis primary went on from; empty when that is not known.
     :ivar redis_end: bytes of that history that it has.
+    :ivar redis_primary: address of its Redis primary at that time.
     """
 
     region: str
@@ -89,6 +90,7 @@ class Serving:
     seconds: dict[str, float] | None = None
     redis_id: str = ""
     redis_end: int = 0
+    redis_primary: str = ""
 
 
 @dataclass(frozen=True)

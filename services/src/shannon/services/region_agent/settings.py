@@ -61,6 +61,7 @@ class Settings(_Part):
     :ivar edges: where clients come in, and C(gateways) per region; both are published for service discovery.
     :ivar dns: the names that the agents have follow the cells.
     :ivar redis_kept_bytes: the largest snapshot of Redis that is kept before it follows a new home.
+    :ivar data_proxy: the admin socket of this host's data proxy.
     :ivar failover: C(automatic): take a cell over when its home's lease has ended; C(manual): never.
     """
 
@@ -90,6 +91,7 @@ class Settings(_Part):
     cert_file: str = TlsFiles.cert
     key_file: str = TlsFiles.key
     fence_file: str = "/etc/shannon/fence.nft"
+    data_proxy: str = "/run/data-proxy/admin.sock"
     runtime_directory: str = "/run/shannon-region-agent"
     state_directory: str = "/var/lib/shannon/region-agent"
     postgres_directory: str = "/var/lib/shannon/postgres"

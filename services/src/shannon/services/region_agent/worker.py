@@ -32,6 +32,7 @@ from .marker_stores import StoresOfRegion
 from .markers import Markers
 from .postgres import NOBODY as NO_UPSTREAM
 from .postgres import ORPHANED, PRIMARY, PostgresOfRegion, follows
+from .proxy import ProxyOfHost
 from .redis import RedisOfRegion
 from .settings import CellSettings, Settings, now
 from .sql import ask, switch_point
@@ -92,6 +93,7 @@ class Worker:
         self.postgres = PostgresOfRegion(settings, cell, dcs, context)
         self.redis = RedisOfRegion(settings, cell, context)
         state = pathlib.Path(settings.state_directory)
+        self._proxy = ProxyOfHost(settings, cell)
         self._notes = Notes(state / f"positions-{cell.name}")
         self._diverged = Diverged(settings, cell, self._notes)
         self._kept = KeptRedis(settings, cell, client, context)
@@ -135,6 +137,8 @@ class Worker:
             standing = self._keeper.standing()
             if not standing.at:
                 continue
+            # Before anything that takes time: clients wait for it.
+            self._proxy.tell(standing)
             trouble = ""
             for act in (self.step, self.tell):
                 # Gates wait for the word, and an operator reads there what is amiss: it is told whatever failed before.
@@ -288,7 +292,7 @@ class Worker:
         ended = position.lsn if position and position.final and position.epoch == record.epoch - 1 else 0
         serving = Serving(
             record.home, record.epoch, time.time(), self._settings.host, switch, ended, seconds,
-            *self.redis.branch(redis_primary),
+            *self.redis.branch(redis_primary), redis_primary,
         )  # fmt: skip
         if self._keeper.leases.publish(lease, SERVING, serving):
             self._served = record.epoch
