@@ -54,8 +54,8 @@ def large(backed_up: None) -> t.Iterator[None]:
     """200 MB that can't be compressed, so that a backup takes its time and its room; their WAL is in both archives."""
     psql(f"DROP TABLE IF EXISTS {LARGE}")
     psql(f"CREATE TABLE {LARGE} (word text NOT NULL)")
-    # Not all at once: the lab's seven hosts share one disk, and etcd, whose writes wait behind these, would lose Patroni
-    # its lock. What follows waits for the archives anyway.
+    # Not all at once: the lab's seven hosts share one disk, and etcd, whose writes wait behind these, would lose
+    # Patroni its lock. What follows waits for the archives anyway.
     for _part in range(10):
         psql(f"COPY {LARGE} FROM PROGRAM 'head -c 15000000 /dev/urandom | base64 -w 1500'", timeout=120)
         segment = close_segment()

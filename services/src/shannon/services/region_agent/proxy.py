@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Tells this host's data proxy who takes writes, the moment the registry says so.
 
-The proxy's own health checks decide, and find the same out; but only when their turn comes, seconds later, while clients
-wait. So it is told once for each change, and what its checks see afterwards holds.
+The proxy's own health checks decide, and find the same out; but only when their turn comes, seconds later, while
+clients wait. So it is told once for each change, and what its checks see afterwards holds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ class ProxyOfHost:
     :param command: has the proxy carry out a command, and gives its answer; for tests.
     """
 
-    def __init__(
-        self, settings: Settings, cell: CellSettings, command: t.Callable[[str], str] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, cell: CellSettings, command: t.Callable[[str], str] | None = None) -> None:
         self._settings = settings
         self._cell = cell
         self._command = command or RuntimeApi(settings.data_proxy).command

@@ -49,7 +49,7 @@ STEP_DOWN = 3.0
 GIVING_BACK = 0.1
 #: Seconds for which a switchover's last bytes are waited for after the old home has fallen silent.
 SILENT_SOURCE = 5.0
-#: Seconds for which PostgreSQL's followers may fetch the rest from a primary that is closed to clients: a stop takes less.
+#: Seconds for which PostgreSQL's followers may fetch the rest from a primary that is closed to clients.
 REST = 20.0
 #: Seconds that a switchover's last bytes may take before they are fetched in another way.
 STREAMING = 3.0
@@ -400,7 +400,7 @@ class Worker:
         _log.info("cell %s: PostgreSQL is closed to clients, at %d bytes", self._cell.name, self._closed[1])
 
     def _closed_here(self, record: CellRecord) -> int:
-        """Where this host's primary was closed to its clients; 0 when it was not, or when another might come after it."""
+        """Where this host's primary was closed to its clients; 0 when it was not, or another might come after it."""
         epoch, end = self._closed
         return end if epoch == record.epoch and self.postgres.last_primary() else 0
 
