@@ -172,8 +172,8 @@ class PostgresOfRegion:
     def last_primary(self) -> bool:
         """Whether nobody in the region becomes a primary after this host's member.
 
-        Patroni has been told that the region follows, and this member still has the lead that it had before. Whoever has
-        it next reads what was told.
+        Patroni has been told that the region follows, and this member still has the lead that it had before. Whoever
+        has it next reads what was told.
         """
         leader = f"{self._settings.namespace}{self._cell.name}/leader"
         config, leads = self._dcs.txn([], [get_op(self._key), get_op(leader)]).reads
