@@ -217,6 +217,20 @@ def test_what_must_not_begin_changes_nothing(backed_up: float, options: list[str
 
 
 @pytest.mark.soak
+def test_a_home_that_does_not_reach_the_repository_is_not_closed(backed_up: float) -> None:
+    host = lab.Host("b3")
+    host.sh("systemctl stop shannon-pgbackrest-repository")
+    try:
+        refused = lab.playbook("restore", "-e", "store=postgres", "-e", "from_region=b", *STOP, check=False)
+    finally:
+        host.sh("systemctl start shannon-pgbackrest-repository")
+    said = " ".join(refused.stdout.split())
+    assert refused.returncode != 0 and "does not reach the repository of region b on b3" in said, said[-2000:]
+    assert moves.record()["state"] == "active"
+    moves.wait_until_whole()
+
+
+@pytest.mark.soak
 def test_a_sandbox_leaves_the_live_cell_alone(backed_up: float) -> None:
     before, expected = moves.record(), table()
     done = restore("-e", "store=postgres", "-e", "sandbox=true", "-e", "sandbox_host=b3")
