@@ -114,6 +114,13 @@ class Patroni:
         """C(PATCH /config): change these keys, remove those that are None; returns the whole result."""
         return self._endpoint.expect("PATCH", "/config", dict(changes))
 
+    def wake(self) -> None:
+        """Have this member look at the region now rather than at its next turn; nothing is changed.
+
+        Patroni does so after each C(PATCH /config), also after one that removes a key that is not there.
+        """
+        self._endpoint.expect("PATCH", "/config", {"shannon_wake": None})
+
     def reload(self) -> None:
         """C(POST /reload): have this member reread its file."""
         self._endpoint.expect("POST", "/reload", {}, statuses=(200, 202))

@@ -1,8 +1,9 @@
 """Moves of the cell between regions on the lab, with a client through the edge: what they cost, run after run.
 
-    tests/bench/bench_moves.py [--runs 10] [--only failover switchover automatic] [--json FILE]
+    tests/bench/bench_moves.py [--runs 10] [--rate 2] [--only failover switchover automatic] [--json FILE]
 
-It takes the lab as it is: deployed, healthy, and doing nothing else. In each run a client submits tasks the whole time.
+It takes the lab as it is: deployed, healthy, and doing nothing else. In each run a client submits tasks the whole time,
+two each second unless told otherwise: seven hosts on two slow cores take little more.
 
 failover    region a dies as a whole, and once its lease has ended failover.yml runs: from the start of ansible-playbook
             to the first task that is taken through the edge. Afterwards region a comes back, and the cell goes home.
@@ -51,9 +52,9 @@ def split(found: t.Mapping[str, t.Any]) -> Figures:
     return {f"  {one['name']}": one["end"] - one["begin"] for one in found["phases"]}
 
 
-def failover() -> Figures:
+def failover(rate: float) -> Figures:
     """Region a dies, and an operator leaves it."""
-    with Load(rate=4) as load:
+    with Load(rate=rate) as load:
         moves.kill("a")
         died = time.time()
         try:
@@ -75,9 +76,9 @@ def failover() -> Figures:
     }  # fmt: skip
 
 
-def switchover(target: str) -> Figures:
+def switchover(target: str, rate: float) -> Figures:
     """The cell goes to a region, in order."""
-    with Load(rate=4) as load:
+    with Load(rate=rate) as load:
         found = moves.move("switchover", target)
         load.wait_for(8)
         load.check()
@@ -89,9 +90,9 @@ def switchover(target: str) -> Figures:
     return figures
 
 
-def automatic() -> Figures:
+def automatic(rate: float) -> Figures:
     """Region a dies, and nobody does anything."""
-    with Load(rate=4) as load:
+    with Load(rate=rate) as load:
         moves.kill("a")
         died = time.time()
         try:
@@ -128,6 +129,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10, help="of each kind (default 10)")
+    parser.add_argument("--rate", type=float, default=2.0, help="tasks that the client submits each second (default 2)")
     parser.add_argument("--only", nargs="+", choices=tuple(TARGETS), default=list(TARGETS), help="these kinds only")
     parser.add_argument("--json", metavar="FILE", help="write the figures of all runs there, too")
     args = parser.parse_args()
@@ -135,19 +137,19 @@ def main() -> int:
     every: dict[str, list[Figures]] = {kind: [] for kind in args.only}
     if "switchover" in every:
         for number in range(args.runs):
-            every["switchover"].append(switchover("ba"[number % 2]))
+            every["switchover"].append(switchover("ba"[number % 2], args.rate))
             print(f"switchover {number + 1}: {every['switchover'][-1]}", flush=True)
         moves.bring_home()
     if "failover" in every:
         for number in range(args.runs):
-            every["failover"].append(failover())
+            every["failover"].append(failover(args.rate))
             print(f"failover {number + 1}: {every['failover'][-1]}", flush=True)
             moves.bring_home()
     if "automatic" in every:
         say_failover("automatic")
         try:
             for number in range(args.runs):
-                every["automatic"].append(automatic())
+                every["automatic"].append(automatic(args.rate))
                 print(f"automatic {number + 1}: {every['automatic'][-1]}", flush=True)
                 moves.bring_home()
         finally:

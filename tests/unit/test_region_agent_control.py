@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 import typing as t
 from types import SimpleNamespace
 
@@ -167,10 +168,12 @@ STREAMS = [("198.51.100.1", 43210), ("192.0.2.2", 43211)]
 
 
 @pytest.fixture
-def closable(monkeypatch: pytest.MonkeyPatch) -> Former:
-    monkeypatch.setattr(worker, "streams", lambda _port: STREAMS)
-    monkeypatch.setattr(worker, "end_of_clients", lambda _port: 555)
-    return Former()
+def closable() -> Former:
+    former = Former()
+    former.worker._closing = SimpleNamespace(
+        streams=lambda: STREAMS, end_of_clients=lambda: 555, rest=lambda: None, prepare=lambda: None
+    )
+    return former
 
 
 def close(former: Former, role: str = "primary", state: str = ENTERING, holder: str = "a") -> None:
@@ -208,11 +211,11 @@ def test_it_does_not_give_back_while_another_member_may_become_a_primary_or_redi
     assert closable.released == []
 
 
-def test_a_primary_that_can_not_be_closed_is_waited_for(closable: Former, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(_port: int) -> int:
+def test_a_primary_that_can_not_be_closed_is_waited_for(closable: Former) -> None:
+    def silent() -> int:
         raise ResilienceError("PostgreSQL of this host can't be read")
 
-    monkeypatch.setattr(worker, "end_of_clients", silent)
+    closable.worker._closing.end_of_clients = silent
     close(closable)
     closable.give_back()
     assert closable.released == []
@@ -221,17 +224,48 @@ def test_a_primary_that_can_not_be_closed_is_waited_for(closable: Former, monkey
     assert [one.lsn for one in closable.released] == [777]
 
 
-def test_what_a_follower_is_sent_over_is_known_by_its_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "ask", lambda *_said: ["198.51.100.1/32 43210", "2001:db8::1/128 43211"])
-    assert closing.streams(5432) == [("198.51.100.1", 43210), ("2001:db8::1", 43211)]
+def asking(answers: dict[str, list[str]]) -> closing.Closing:
+    """A session that gives these answers to statements that begin so."""
+    made = closing.Closing(5432)
+    asked = SimpleNamespace(
+        ask=lambda statement, _timeout: next((it for key, it in answers.items() if statement.startswith(key)), [])
+    )
+    made._session = t.cast(t.Any, asked)
+    return made
 
 
-def test_the_end_is_the_last_line_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "ask", lambda *_said: ["0/2FFFF00", "2/3000028"])
-    assert closing.end_of_clients(5432) == (2 << 32) + 0x3000028
-    monkeypatch.setattr(closing, "ask", lambda *_said: [])
+def test_what_a_follower_is_sent_over_is_known_by_its_other_end() -> None:
+    found = asking({"SELECT client_addr": ["198.51.100.1/32 43210", "2001:db8::1/128 43211"]}).streams()
+    assert found == [("198.51.100.1", 43210), ("2001:db8::1", 43211)]
+
+
+def test_the_end_is_the_last_word_and_nothing_else() -> None:
+    answers = {"SELECT pg_logical": ["0/2FFFF00"], "SELECT pg_current": ["2/3000028"]}
+    assert asking(answers).end_of_clients() == (2 << 32) + 0x3000028
     with pytest.raises(ResilienceError, match="does not say how far"):
-        closing.end_of_clients(5432)
+        asking({}).end_of_clients()
+
+
+@pytest.mark.parametrize("wanted", [{"host": "192.0.2.9"}, None], ids=["follow", "be a primary"])
+def test_what_patroni_is_told_is_written_whole_and_its_turn_comes_at_once(wanted: dict[str, t.Any] | None) -> None:
+    woken = threading.Event()
+    with FakeCluster(1) as cluster:
+        client = EtcdClient([cluster.endpoints[0]], timeout=5.0)
+        key = "/shannon/main/config"
+        made: t.Any = PostgresOfRegion.__new__(PostgresOfRegion)
+        made._settings = SimpleNamespace(namespace="/shannon/", host="a1")
+        made._cell, made._dcs, made._key = SimpleNamespace(name="main"), client, key
+        made.members = {"a1": SimpleNamespace(wake=woken.set)}
+        made.set_standby(wanted)
+        assert client.get(key) is None, "Patroni never ran here"
+        client.put(key, json.dumps({"ttl": 5, "standby_cluster": {"host": "192.0.2.1", "port": 5432}}))
+        made.set_standby(wanted)
+        found = client.get(key)
+        assert found and json.loads(found.value) == {"ttl": 5, **({"standby_cluster": wanted} if wanted else {})}
+        assert woken.wait(5)
+        made.set_standby(wanted)
+        again = client.get(key)
+        assert again and again.mod_revision == found.mod_revision
 
 
 @pytest.mark.parametrize(
@@ -308,13 +342,20 @@ def test_what_does_not_come_is_fetched_from_who_ended(monkeypatch: pytest.Monkey
 def test_a_drain_writes_out_what_is_dirty_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "now", lambda: 100.0)
     asked: list[str] = []
+    prepared: list[str] = []
     monkeypatch.setattr(worker, "ask", lambda statement, *_rest: asked.append(statement) or [])
     monkeypatch.setattr(worker.threading, "Thread", lambda target, **_options: SimpleNamespace(start=target))
     former = Former()
+    former.worker._closing = SimpleNamespace(
+        prepare=lambda: prepared.append("opened"), rest=lambda: prepared.append("closed")
+    )
     standing = SimpleNamespace(record=CellRecord("main", "a", 3, DRAINING))
     former.worker._take_back_draining(standing)
     former.worker._take_back_draining(standing)
-    assert asked == ["CHECKPOINT"]
+    assert (asked, prepared) == (["CHECKPOINT"], ["opened"])
+    for _time in range(2):
+        former.worker._take_back_draining(SimpleNamespace(record=CellRecord("main", "a", 3, ACTIVE)))
+    assert prepared == ["opened", "closed"], "it was given up"
 
 
 @pytest.mark.parametrize(

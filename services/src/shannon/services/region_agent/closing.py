@@ -9,11 +9,15 @@ nobody can write, and the end of what was written is known, another region that 
 
 from __future__ import annotations
 
+import threading
+
 from shannon.resilience.errors import ResilienceError
 
-from .sql import ask, parse_lsn
+from .sql import parse_lsn
+from .sql_session import Session, psql
 
-#: Seconds that each of the two questions may take.
+APPLICATION = "shannon-closing"
+#: Seconds that each question may take.
 TIMEOUT = 5.0
 #: Physical replication only: such a connection can't be given a statement.
 STREAMS = (
@@ -31,7 +35,7 @@ END = (
     "SET synchronous_commit = local",
     "DO $$ BEGIN"
     f"  PERFORM pg_terminate_backend(pid) FROM {_CLIENTS};"
-    "  FOR turn IN 1..200 LOOP"
+    "  FOR turn IN 1..150 LOOP"
     "    PERFORM pg_stat_clear_snapshot();"
     f"    EXIT WHEN NOT EXISTS (SELECT FROM {_CLIENTS});"
     "    PERFORM pg_sleep(0.01);"
@@ -42,25 +46,46 @@ END = (
 )
 
 
-def streams(port: int) -> list[tuple[str, int]]:
-    """Address and port of the followers that this host's PostgreSQL sends WAL to.
+class Closing:
+    """The session with this host's PostgreSQL that asks; it may be opened before it is needed."""
 
-    :raises ResilienceError: it does not answer.
-    """
-    found = [line.rsplit(" ", 1) for line in ask(STREAMS, "postgres", port, TIMEOUT)]
-    # An inet says its length when it is turned into text.
-    return [(address.partition("/")[0], int(number)) for address, number in found]
+    def __init__(self, port: int) -> None:
+        self._session = Session(psql("postgres", port, APPLICATION), alone=False)
+        self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        """Open it: on a busy host the start of psql takes longer than all that it is asked.
 
-def end_of_clients(port: int) -> int:
-    """End all sessions, and say how far all that any of them was told to be written goes, in bytes.
+        :raises ResilienceError: PostgreSQL does not answer.
+        """
+        with self._lock:
+            self._session.ask("SELECT", TIMEOUT)
 
-    It only holds when nobody can come back: the fence is closed before.
+    def streams(self) -> list[tuple[str, int]]:
+        """Address and port of the followers that this host's PostgreSQL sends WAL to.
 
-    :raises ResilienceError: it does not answer, or is no primary.
-    """
-    lines = ask(END, "postgres", port, TIMEOUT)
-    try:
-        return parse_lsn(lines[-1])
-    except (IndexError, ValueError) as exc:
-        raise ResilienceError(f"PostgreSQL of this host does not say how far it has written: {lines!r}") from exc
+        :raises ResilienceError: it does not answer.
+        """
+        with self._lock:
+            found = [line.rsplit(" ", 1) for line in self._session.ask(STREAMS, TIMEOUT)]
+        # An inet says its length when it is turned into text.
+        return [(address.partition("/")[0], int(number)) for address, number in found]
+
+    def end_of_clients(self) -> int:
+        """End all sessions, and say how far all that any of them was told to be written goes, in bytes.
+
+        It only holds when nobody can come back: the fence is closed before.
+
+        :raises ResilienceError: it does not answer, or is no primary.
+        """
+        with self._lock:
+            lines = [line for statement in END for line in self._session.ask(statement, TIMEOUT)]
+        try:
+            return parse_lsn(lines[-1])
+        except (IndexError, ValueError) as exc:
+            raise ResilienceError(f"PostgreSQL of this host does not say how far it has written: {lines!r}") from exc
+
+    def rest(self) -> None:
+        """End the session."""
+        with self._lock:
+            self._session.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import threading
 import typing as t
 
 from shannon.resilience.concurrently import gather
@@ -96,34 +97,33 @@ class PostgresOfRegion:
     def set_standby(self, wanted: dict[str, t.Any] | None) -> None:
         """Have the region follow somebody, nobody, or (None) be a primary.
 
-        The leader is told itself, and acts at once; when no member runs the configuration is changed in the region's
-        etcd, so that the next start finds it.
+        It is written to the region's etcd, where whoever leads reads it at its next turn, whether a member runs now or
+        not; the own member has its turn at once.
 
-        :raises ResilienceError: neither could be done.
+        :raises ResilienceError: it could not be written.
         """
-        changes = {"standby_cluster": wanted}
-        answers = self.statuses()
-        running = [name for name, answer in answers.items() if isinstance(answer, dict)]
-        leading = [name for name in running if answers[name].get("role") in LEADERS]
-        for name in [*leading, *running]:
-            try:
-                self.members[name].patch_config(changes)
-                return
-            except ResilienceError as exc:
-                _log.warning("cell %s: %s was not told: %s", self._cell.name, name, exc)
         found = self._dcs.get(self._key)
         if found is None:
             return
         value = json.loads(found.value)
-        if wanted is None:
-            value.pop("standby_cluster", None)
-        else:
+        if value.get("standby_cluster") != wanted:
             value["standby_cluster"] = wanted
-        outcome = self._dcs.txn(
-            [when_mod_revision(self._key, found.mod_revision)], [put_op(self._key, json.dumps(value))]
-        )
-        if not outcome.succeeded:
-            raise ConflictError(f"{self._key} changed at the same moment")
+            if wanted is None:
+                del value["standby_cluster"]
+            outcome = self._dcs.txn(
+                [when_mod_revision(self._key, found.mod_revision)], [put_op(self._key, json.dumps(value))]
+            )
+            if not outcome.succeeded:
+                raise ConflictError(f"{self._key} changed at the same moment")
+        # Patroni of a busy host takes its time to answer, and nothing depends on it.
+        threading.Thread(target=self._wake, daemon=True, name="wake").start()
+
+    def _wake(self) -> None:
+        try:
+            if self.own is not None:
+                self.own.wake()
+        except ResilienceError as exc:
+            _log.debug("cell %s: Patroni was not woken: %s", self._cell.name, exc)
 
     def following(self, home: str) -> dict[str, t.Any]:
         """What makes the region follow another one."""

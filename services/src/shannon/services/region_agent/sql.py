@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import subprocess
-import typing as t
 
 from shannon.resilience.errors import ResilienceError
 
@@ -17,17 +16,14 @@ SWITCH_POINT = (
 )
 
 
-def ask(statement: str | t.Sequence[str], database: str, port: int, timeout: float = 120.0) -> list[str]:
+def ask(statement: str, database: str, port: int, timeout: float = 120.0) -> list[str]:
     """The lines that a statement gives, without empty ones.
 
-    :param statement: or several, each in a transaction of its own.
     :param timeout: seconds.
     :raises ResilienceError: PostgreSQL does not run here, or refused it.
     """
     command = ["/usr/sbin/runuser", "-u", "postgres", "--", "psql", "-XAtq", "-v", "ON_ERROR_STOP=1"]
-    command += ["-p", str(port), "-d", database]
-    for one in [statement] if isinstance(statement, str) else statement:
-        command += ["-c", one]
+    command += ["-p", str(port), "-d", database, "-c", statement]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd="/")
     except (OSError, subprocess.TimeoutExpired) as exc:

@@ -21,10 +21,10 @@ APPLICATION = "shannon-markers"
 _EARLIER = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}' AND pid <> pg_backend_pid()"
 
 
-def psql(database: str, port: int) -> list[str]:
+def psql(database: str, port: int, application: str = APPLICATION) -> list[str]:
     """The command: this host's PostgreSQL over the socket, as its own superuser, bounded on its side too."""
     conninfo = (
-        f"dbname={database} port={port} connect_timeout=2 application_name={APPLICATION} "
+        f"dbname={database} port={port} connect_timeout=2 application_name={application} "
         "options='-c statement_timeout=2000 -c lock_timeout=1000'"
     )
     runuser = ["/usr/sbin/runuser", "-u", "postgres", "--"]
@@ -35,10 +35,12 @@ class Session:
     """One psql, started by the first question and again after each failure.
 
     :param command: what to start; it reads statements and writes lines as psql does.
+    :param alone: whether there may be no other marker's session.
     """
 
-    def __init__(self, command: t.Sequence[str]) -> None:
+    def __init__(self, command: t.Sequence[str], alone: bool = True) -> None:
         self._command = list(command)
+        self._alone = alone
         self._process: subprocess.Popen[bytes] | None = None
         self._rest = b""
         self._asked = 0
@@ -53,7 +55,7 @@ class Session:
         deadline = time.monotonic() + timeout
         if self._process is None:
             self._start()
-            if self._exchange(_EARLIER, deadline) != ["0"]:
+            if self._alone and self._exchange(_EARLIER, deadline) != ["0"]:
                 self.close()
                 raise ResilienceError("PostgreSQL of this host: an earlier marker still waits to be committed")
         return self._exchange(statement, deadline)

@@ -22,7 +22,7 @@ from shannon.resilience.registry import ACTIVE, DRAINING, ENTERING, RESTORING, T
 from shannon.resilience.registry_keys import MOVES
 from shannon.services.common import logs
 
-from .closing import end_of_clients, streams
+from .closing import Closing
 from .discovery import EndpointsOfCell
 from .diverged import Diverged, Notes
 from .diverged_redis import KeptRedis
@@ -112,6 +112,7 @@ class Worker:
         self._giving_back = False
         #: The epoch for which this host's primary was closed to its clients before it stopped, and where that was.
         self._closed: tuple[int, int] = (0, 0)
+        self._closing = Closing(cell.postgres)
         self._began: dict[str, float] = {}
         self._served = 0
         self._said: dict[str, str] = {}
@@ -320,17 +321,27 @@ class Worker:
         """A mover that died left the cell draining: clients must not wait for nobody."""
         record = standing.record
         if record is None or record.state != DRAINING:
+            if self._draining_since is not None:
+                self._closing.rest()  # it was given up
             self._draining_since = None
             return
         if self._draining_since is None:
             self._draining_since = now()
-            threading.Thread(target=self._checkpoint, daemon=True, name="checkpoint").start()
+            for prepare in (self._checkpoint, self._prepare):
+                threading.Thread(target=prepare, daemon=True, name="prepare").start()
         if now() - self._draining_since < ABANDONED or self._client.get(MOVES + self._cell.name) is not None:
             return
         self._keeper.registry.compare_and_swap(
             record, replace(record, state=ACTIVE), "nobody looks after the switchover any more",
             f"region agent of {self._settings.host}",
         )  # fmt: skip
+
+    def _prepare(self) -> None:
+        """Open the session that closes PostgreSQL to its clients."""
+        try:
+            self._closing.prepare()
+        except ResilienceError as exc:
+            _log.warning("cell %s: nothing is prepared for the switchover: %s", self._cell.name, exc)
 
     def _checkpoint(self) -> None:
         """Write out what is dirty while clients still run: a primary's end then has little left to write."""
@@ -392,11 +403,12 @@ class Worker:
         ):
             return
         try:
-            self._keeper.leave(record, streams(self._cell.postgres), REST)
-            self._closed = (record.epoch, end_of_clients(self._cell.postgres))
+            self._keeper.leave(record, self._closing.streams(), REST)
+            self._closed = (record.epoch, self._closing.end_of_clients())
         except ResilienceError as exc:
             _log.warning("cell %s: clients wait until PostgreSQL has stopped: %s", self._cell.name, exc)
             return
+        self._closing.rest()
         _log.info("cell %s: PostgreSQL is closed to clients, at %d bytes", self._cell.name, self._closed[1])
 
     def _closed_here(self, record: CellRecord) -> int:
