@@ -26,6 +26,7 @@ from shannon.resilience.redis_kept import kept_text
 from shannon.resilience.region_lease import DIVERGED_REDIS, Serving, View
 from shannon.resilience.registry import CellRecord
 from shannon.services.region_agent import diverged_redis, worker
+from shannon.services.region_agent import redis as redis_of_region
 from shannon.services.region_agent.diverged_redis import KEEP_WITHIN, KEPT, KeptRedis
 from shannon.services.region_agent.keeper import Local, Standing
 from shannon.services.region_agent.redis import NOBODY, RedisOfRegion
@@ -275,6 +276,38 @@ def test_an_old_snapshot_is_not_taken_for_a_new_one(site: Site) -> None:
     with pytest.raises(ResilienceError, match="could not write"):
         site.settle()
     assert not site.copy().exists()
+
+
+# -- Sentinel --------------------------------------------------------------------------------------------------------
+
+
+def test_sentinel_is_told_once_and_again_when_it_does_not_do_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = Clock(), []
+    monkeypatch.setattr(redis_of_region, "now", clock)
+    monkeypatch.setattr(redis_of_region, "listens", lambda _port: False)
+    ended = SimpleNamespace(returncode=0, stderr="")
+    monkeypatch.setattr(redis_of_region.subprocess, "run", lambda words, **_options: told.append(words[2]) or ended)
+    given = configured("a1")
+    part = RedisOfRegion(given, given.cells[0], None)
+    for seconds in (0.0, 0.1, 1.0, redis_of_region.TELL_AGAIN):
+        clock.now += seconds
+        part.watch(True)
+        part.watch(False)  # it does not run, so there is nothing to tell
+    assert told == ["start", "start"]
+
+
+def test_the_own_instance_is_asked_over_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = configured("a1")
+    part = RedisOfRegion(given, given.cells[0], None)
+    asked: list[str] = []
+
+    def client(address: str, _timeout: float) -> t.Any:
+        asked.append(address)
+        return SimpleNamespace(replication=lambda: HOME)
+
+    monkeypatch.setattr(part, "_client", client)
+    assert sorted(part.instances("a")) == ["192.0.2.1", "192.0.2.2"]
+    assert sorted(asked) == ["192.0.2.2", "localhost"], "the fence may be closed to all but loopback"
 
 
 # -- the worker ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from shannon.resilience.redis import RedisClient, RedisReplyError, Replication
 from shannon.services.common import logs
 
 from .keeper import Standing, listens
-from .settings import CellSettings, Settings
+from .settings import CellSettings, Settings, now
 
 _log = logs.get(__name__)
 #: Priorities as the role redis gives them: 0 is never promoted by Sentinel.
@@ -29,6 +29,8 @@ HOME_PRIORITY, STANDBY_PRIORITY = 100, 0
 NOBODY = ("127.0.0.1", 1)
 #: Seconds that writes wait while the standby region's instances receive the last bytes.
 HANDOVER = 2.0
+#: Seconds that Sentinel has to start or stop before it is told again.
+TELL_AGAIN = 5.0
 
 
 class RedisOfRegion:
@@ -41,6 +43,9 @@ class RedisOfRegion:
         self._addresses = dict(settings.redis.get(settings.region, {}))
         #: Connections stay open: they are asked every second, and a handshake costs both ends more than the question.
         self._clients: dict[str, RedisClient] = {}
+        #: What Sentinel of this host was last told, and when.
+        self._told: bool | None = None
+        self._told_at = 0.0
 
     def instances(self, region: str, timeout: float = 1.0) -> dict[str, Replication]:
         """Of the instances of a region, those that answer, by address."""
@@ -169,6 +174,10 @@ class RedisOfRegion:
         """Have this host's Sentinel run, or not; whether it starts at boot is asked of the agent then."""
         if listens(self._cell.sentinel) == wanted:
             return
+        # It takes a moment to do so, and to be told again at each look is work for a host that has enough of it.
+        if self._told == wanted and now() - self._told_at < TELL_AGAIN:
+            return
+        self._told, self._told_at = wanted, now()
         verb = "start" if wanted else "stop"
         unit = f"sentinel@{self._cell.name}.service"
         try:
