@@ -18,7 +18,7 @@ from .sql_session import Session, psql
 
 APPLICATION = "shannon-closing"
 #: Seconds that each question may take.
-TIMEOUT = 5.0
+TIMEOUT = 8.0
 #: Physical replication only: such a connection can't be given a statement.
 STREAMS = (
     "SELECT client_addr || ' ' || client_port FROM pg_stat_activity"
@@ -50,7 +50,7 @@ class Closing:
     """The session with this host's PostgreSQL that asks; it may be opened before it is needed."""
 
     def __init__(self, port: int) -> None:
-        self._session = Session(psql("postgres", port, APPLICATION), alone=False)
+        self._session = Session(psql("postgres", port, APPLICATION, TIMEOUT), alone=False)
         self._lock = threading.Lock()
 
     def prepare(self) -> None:

@@ -190,7 +190,7 @@ class PostgresOfRegion:
         hosts = self._settings.postgres.get(region, {})
         context = next(iter(self.members.values())).context if self.members else None
         asked = {
-            name: Patroni(address, self._cell.patroni, context, timeout=1.0).status for name, address in hosts.items()
+            name: Patroni(address, self._cell.patroni, context, timeout=3.0).status for name, address in hosts.items()
         }
         answers = gather(asked)
         return {name: it for name, it in answers.items() if isinstance(it, dict) and it.get("state") in ALIVE}

@@ -21,11 +21,14 @@ APPLICATION = "shannon-markers"
 _EARLIER = f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}' AND pid <> pg_backend_pid()"
 
 
-def psql(database: str, port: int, application: str = APPLICATION) -> list[str]:
-    """The command: this host's PostgreSQL over the socket, as its own superuser, bounded on its side too."""
+def psql(database: str, port: int, application: str = APPLICATION, seconds: float = 2.0) -> list[str]:
+    """The command: this host's PostgreSQL over the socket, as its own superuser, bounded on its side too.
+
+    :param seconds: that one statement may take.
+    """
     conninfo = (
         f"dbname={database} port={port} connect_timeout=2 application_name={application} "
-        "options='-c statement_timeout=2000 -c lock_timeout=1000'"
+        f"options='-c statement_timeout={int(seconds * 1000)} -c lock_timeout=1000'"
     )
     runuser = ["/usr/sbin/runuser", "-u", "postgres", "--"]
     return [*runuser, "psql", "-XAtq", "-v", "VERBOSITY=terse", "-d", conninfo]

@@ -48,9 +48,10 @@ STEP_DOWN = 3.0
 #: Seconds between two steps of who was the primary until it has given the cell back: clients wait.
 GIVING_BACK = 0.1
 #: Seconds for which a switchover's last bytes are waited for after the old home has fallen silent.
-SILENT_SOURCE = 5.0
-#: Seconds for which PostgreSQL's followers may fetch the rest from a primary that is closed to clients.
-REST = 20.0
+SILENT_SOURCE = 15.0
+#: Seconds for which PostgreSQL's followers may fetch the rest from a primary that is closed to clients: on a busy host
+#: its stop may take that long.
+REST = 60.0
 #: Seconds that a switchover's last bytes may take before they are fetched in another way.
 STREAMING = 3.0
 #: Seconds after which a C(draining) that no mover looks after is taken back.
