@@ -158,3 +158,75 @@ def test_a_promise_is_given_to_a_data_host_of_the_region_that_asks(source, statu
     answer, _space, code = member(source).check_output(asked).rpartition(" ")
     assert code == status
     assert json.loads(answer)["promised"] is False
+
+
+ECHO = """
+import socketserver
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while True:
+            said = self.request.recv(16)
+            if not said:
+                return
+            self.request.sendall(said)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+Server(("", 6379), Echo).serve_forever()
+"""
+#: Two connections, of which one says its own port, and again and again a new one: which of them get through.
+CALLER = """
+import pathlib, socket, time
+def call(one):
+    try:
+        one.settimeout(2)
+        one.sendall(b"x")
+        return one.recv(16) == b"x"
+    except OSError:
+        return False
+def fresh():
+    try:
+        return call(socket.create_connection((ADDRESS, 6379), 2))
+    except OSError:
+        return False
+kept, other = (socket.create_connection((ADDRESS, 6379), 2) for _ in range(2))
+folder = pathlib.Path("/run/molecule-caller")
+(folder / "port").write_text(str(kept.getsockname()[1]))
+while True:
+    got = [call(kept), call(other), fresh()]
+    (folder / "new").write_text(" ".join(str(int(one)) for one in got))
+    (folder / "new").rename(folder / "said")
+    time.sleep(0.3)
+"""
+
+
+def test_what_a_follower_receives_goes_on_when_the_port_is_closed_to_all_others():
+    """As in a switchover, where the old primary is closed before it stops."""
+    address = address_of("ma2")
+    wait_for(lambda: open_ports("ma2") == [5432, 6379], "the open ports")
+    run = "systemd-run --quiet --collect --unit=molecule-fence"
+    member("ma2").check_output(f"{run} python3 -c '{ECHO}'")
+    try:
+        wait_for(lambda: knock("ma1", address), "the listener")
+        member("ma1").check_output("rm -rf /run/molecule-caller && mkdir /run/molecule-caller")
+        caller = CALLER.replace("ADDRESS", f'"{address}"')
+        member("ma1").check_output(f"{run} python3 -c '{caller}'")
+
+        def said():
+            return member("ma1").run("cat /run/molecule-caller/said").stdout.strip()
+
+        wait_for(lambda: said() == "1 1 1", "all three to get through")
+        port = member("ma1").file("/run/molecule-caller/port").content_string
+        member("ma2").check_output("systemctl kill --signal=STOP shannon-region-agent")
+        close = (
+            "from shannon.services.region_agent.fence import Fence; "
+            f"Fence().close([6379], [('{address_of('ma1')}', {port})], 6.0)"
+        )
+        member("ma2").check_output(f'/opt/shannon/services/current/bin/python -c "{close}"')
+        wait_for(lambda: said() == "1 0 0", "the kept one alone to get through", 5)
+        wait_for(lambda: said() == "0 0 0", "its time to end", 12)
+    finally:
+        for name in ("ma1", "ma2"):
+            member(name).run("systemctl stop molecule-fence")
+        member("ma2").run("systemctl kill --signal=CONT shannon-region-agent")
+    wait_for(lambda: open_ports("ma2") == [5432, 6379], "the ports to open again")
