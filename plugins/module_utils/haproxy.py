@@ -198,11 +198,19 @@ class RuntimeApi:
         return found
 
     def sessions(self) -> dict[str, int]:
-        """For each backend the requests that it has now."""
-        said = self.command("show stat -1 2 -1")
+        """For each backend the requests that its servers have now, or that wait for one.
+
+        Not what HAProxy counts for the backend as a whole: a session whose server has closed, and whose client never
+        leaves, stays in that number for as long as the client likes.
+        """
+        said = self.command("show stat -1 6 -1")
         if not said.startswith("# pxname,"):
             raise ResilienceError(f"HAProxy on {self.path} does not say its backends' sessions: {said[:200]}")
-        return {row["pxname"]: int(row["scur"] or 0) for row in csv.DictReader(io.StringIO(said[2:]))}
+        found: dict[str, int] = {}
+        for row in csv.DictReader(io.StringIO(said[2:])):
+            count = row["qcur"] if row["svname"] == "BACKEND" else row["scur"]
+            found[row["pxname"]] = found.get(row["pxname"], 0) + int(count or 0)
+        return found
 
     def tracked(self, table: str) -> dict[str, int]:
         """What a stick table counts as open now (C(conn_cur)), by key."""

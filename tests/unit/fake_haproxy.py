@@ -72,8 +72,17 @@ class FakeHaproxy:
                 row += [state["check"], 0, 0, 0, "-", 8080, "-", 1, 0, "-", "-", 0]
                 lines.append(" ".join(map(str, row)))
             return "\n".join(lines) + "\n"
-        if text == "show stat -1 2 -1":
-            rows = [f"{name},BACKEND,0,0,{count},9" for name, count in self.sessions.items()]
+        if text == "show stat -1 6 -1":
+            # Two servers share what runs, one request waits, and one session's client does not go.
+            rows = [
+                row
+                for name, count in self.sessions.items()
+                for row in (
+                    f"{name},a_a1,0,0,{max(count - 2, 0)},9",
+                    f"{name},a_a2,0,0,{min(count, 1)},9",
+                    f"{name},BACKEND,{int(count > 1)},0,{count + 1},9",
+                )
+            ]
             return "\n".join(["# pxname,svname,qcur,qmax,scur,smax", *rows]) + "\n"
         if text == "show table streams":
             rows = [
