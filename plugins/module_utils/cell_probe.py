@@ -54,6 +54,10 @@ class Probe:
         self._qdrant_api_key = qdrant_api_key
         self._timeout = timeout
 
+    def allow(self, timeout: float) -> None:
+        """Give each endpoint so many seconds from now on."""
+        self._timeout = timeout
+
     def observe(self) -> Observations:
         """Ask everyone, and then each region's Qdrant about its collections through a peer that answered."""
         started = time.monotonic()

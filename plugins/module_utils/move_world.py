@@ -17,6 +17,9 @@ from .http_client import JsonEndpoint
 from .smoke import Client
 from .tls import TlsFiles, client_context
 
+#: Seconds that one endpoint has to answer before a move is refused for what it did not say.
+PATIENCE = 3.0
+
 
 class Deployment:
     """A deployment as its topology says it, asked from the host that runs this.
@@ -55,6 +58,15 @@ class Deployment:
             if self._info is None:
                 self._info = self._look()
             return self._info
+
+    def be_patient(self) -> None:
+        """Have everybody asked once more, and give them PATIENCE to answer; the first mover's word is enough."""
+        with self._lock:
+            if self._timeout >= PATIENCE:
+                return
+            self._timeout = PATIENCE
+            self._probe.allow(PATIENCE)
+            self._info = None
 
     def _look(self) -> dict[str, t.Any]:
         asked: dict[tuple[str, str], t.Callable[[], t.Any]] = {("stores", ""): self._probe.observe}

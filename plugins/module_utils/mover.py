@@ -71,6 +71,9 @@ class World(t.Protocol):
     def info(self) -> dict[str, t.Any]:
         """What C(cell_status.summarise) gives."""
 
+    def be_patient(self) -> None:
+        """Have whoever is asked from now on take longer, and forget what was said before."""
+
     def agents(self, region: str) -> dict[str, t.Any]:
         """Per host of a region what its agent says, or its error."""
 
@@ -198,6 +201,12 @@ class Mover:
         with self._timeline.phase("detect") as phase:
             phase.began(0.0)
             facts, verdicts = self._look()
+            refused = any(verdict.stands_in_the_way() for verdict in verdicts)
+            if refused and facts.record.home != request.target:
+                # So short a time tells dead hosts from those that live, but not from those that are busy: nobody is
+                # refused for a host that took a little longer.
+                self._world.be_patient()
+                facts, verdicts = self._look()
             record = facts.record
             self._since_last_word(facts, phase)
             self.move.update(epoch_before=record.epoch, epoch=record.epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import typing as t
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils import cell_pro
 from ansible_collections.shannon.resilience.plugins.module_utils.cell_probe import Probe
 from ansible_collections.shannon.resilience.plugins.module_utils.concurrently import gather
 from ansible_collections.shannon.resilience.plugins.module_utils.errors import ResilienceError
-from ansible_collections.shannon.resilience.plugins.module_utils.move_world import Deployment
+from ansible_collections.shannon.resilience.plugins.module_utils.move_world import PATIENCE, Deployment
 from ansible_collections.shannon.resilience.plugins.module_utils.reachability import probe
 from ansible_collections.shannon.resilience.plugins.module_utils.tls import TlsFiles
 
@@ -89,6 +90,21 @@ def test_a_mover_asks_agents_and_gateways_with_the_stores(network: Network, larg
     assert not network.asked, "they were asked already"
     world.agents("b")
     assert len(network.asked) == 3, "these were not"
+
+
+def test_who_is_to_be_refused_is_looked_at_once_more_for_all_cells(
+    network: Network, large: dict[str, t.Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[float] = []
+    look: t.Any = SimpleNamespace(allow=allowed.append)
+    world = Deployment(large, TlsFiles(), look, "x", TIMEOUT, ahead=["a"])
+    looks = iter([{"look": 1}, {"look": 2}])
+    monkeypatch.setattr(world, "_look", lambda: next(looks))
+    assert world.info() == {"look": 1}
+    for _cell in range(2):
+        world.be_patient()
+        assert world.info() == {"look": 2}
+    assert allowed == [PATIENCE]
 
 
 def test_a_host_to_ask_from_is_looked_for_everywhere_at_once(network: Network) -> None:

@@ -109,6 +109,13 @@ class World:
         self.looking: t.Callable[[], None] = lambda: None
         self.clients: list[FakeClient] = []
         self.takes_tasks = True
+        #: How often somebody asked for patience, and what is seen then.
+        self.asked_for_patience = 0
+        self.with_patience: t.Callable[[], None] = lambda: None
+
+    def be_patient(self) -> None:
+        self.asked_for_patience += 1
+        self.with_patience()
 
     def info(self) -> dict[str, t.Any]:
         self.looking()
@@ -317,6 +324,25 @@ def test_the_mark_is_gone_afterwards(cluster: FakeCluster, record: CellRecord) -
 
 
 # -- what changes nothing --------------------------------------------------------------------------------------------
+
+
+def test_a_busy_target_is_asked_once_more_before_it_is_refused(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    leader = world.stores["postgres"]["b"]["members"][0]
+    well = dict(leader)
+    leader.update(role="", state="", error="no answer in time")
+    world.with_patience = lambda: leader.update(well)
+    with agents(cluster, "b"):
+        move = run(cluster, world, FAILOVER)
+    assert (move["outcome"], move["error"]) == ("done", "")
+    assert world.asked_for_patience == 1
+
+
+def test_who_is_well_is_not_asked_twice(cluster: FakeCluster, record: CellRecord) -> None:
+    world = lost_home(cluster, record)
+    with agents(cluster, "b"):
+        assert run(cluster, world, FAILOVER)["outcome"] == "done"
+    assert world.asked_for_patience == 0
 
 
 def test_a_refusal_changes_nothing_and_says_how_to_do_it_nevertheless(cluster: FakeCluster, record: CellRecord) -> None:
