@@ -296,6 +296,28 @@ def test_sentinel_is_told_once_and_again_when_it_does_not_do_so(monkeypatch: pyt
     assert told == ["start", "start"]
 
 
+@pytest.mark.parametrize(
+    ("sentinel", "there", "promotes"),
+    [(False, True, True), (True, True, False), (False, False, False)],
+    ids=["it stepped down", "Sentinel decides", "whom they follow may be a primary"],
+)
+def test_a_home_that_stepped_down_and_is_home_again_has_a_primary_again(
+    monkeypatch: pytest.MonkeyPatch, sentinel: bool, there: bool, promotes: bool
+) -> None:
+    """a2 follows a1, the primary until then, which follows nobody."""
+    former = replace(HOME, role="replica", link="down", primary_address=NOBODY[0], primary_port=NOBODY[1], priority=0)
+    follower = replace(former, primary_address="192.0.2.1", primary_port=6379, priority=100)
+    given = configured("a1")
+    part = RedisOfRegion(given, given.cells[0], None)
+    monkeypatch.setattr(redis_of_region, "listens", lambda _port: sentinel)
+    found = {"192.0.2.2": follower, **({"192.0.2.1": former} if there else {})}
+    monkeypatch.setattr(part, "instances", lambda _region: found)
+    told: dict[str, t.Any] = {}
+    monkeypatch.setattr(part, "_tell", lambda address, commands: told.update({address: list(commands)}))
+    assert part.be_home() == ("192.0.2.1" if promotes else "")
+    assert (["REPLICAOF", "NO", "ONE"] in told.get("192.0.2.1", [])) is promotes
+
+
 def test_the_own_instance_is_asked_over_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     given = configured("a1")
     part = RedisOfRegion(given, given.cells[0], None)

@@ -86,14 +86,23 @@ class RedisOfRegion:
         if len(primaries) == 1:
             self._gather(primaries[0], found)
             return primaries[0]
-        own = set(self._addresses.values())
-        if primaries or not found or any(it.primary_address in own for it in found.values()):
+        followed = {it.primary_address for it in found.values()} & set(self._addresses.values())
+        if primaries or not found or (followed and not self._nobody_leads(followed, found)):
             return ""
         best = max(sorted(found), key=lambda address: (not found[address].loading, found[address].offset))
         _log.warning("cell %s: Redis on %s becomes the primary", self._cell.name, best)
         self._tell(best, [["CONFIG", "SET", "replica-priority", HOME_PRIORITY], ["REPLICAOF", "NO", "ONE"]])
         self._gather(best, found)
         return best
+
+    def _nobody_leads(self, followed: set[str], found: t.Mapping[str, Replication]) -> bool:
+        """Whether those whom others of the region follow are all there and follow somebody themselves, and no Sentinel
+        is about to change that.
+
+        So it is when a home has stepped down and is the home again before another region took over. Sentinel is started
+        once there is a primary, so it would not give the region one.
+        """
+        return followed <= set(found) and not listens(self._cell.sentinel)
 
     def _gather(self, primary: str, found: t.Mapping[str, Replication]) -> None:
         """Have the region's other instances follow its primary, unless they follow one of the region's already."""
