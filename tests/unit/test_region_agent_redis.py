@@ -360,6 +360,27 @@ class Instance:
         return list(self.told)
 
 
+def test_a_position_is_noted_with_the_time_at_which_it_was_looked_at(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed between the look and the note must not count as older than the position."""
+    with FakeCluster(1) as cluster:
+        part = Instance(tmp_path, EtcdClient([cluster.endpoints[0]], timeout=5.0), monkeypatch).worker
+    monkeypatch.setattr(part, "_be_home", lambda _standing: None)
+    noted: list[tuple[int, float]] = []
+    monkeypatch.setattr(part._notes, "add", lambda lsn, at: noted.append((lsn, at)))
+    clock = Clock()
+    monkeypatch.setattr(worker, "now", clock)
+    local = Local(postgres={"role": "primary", "xlog": {"location": 777}})
+    standing = Standing(View(CellRecord("main", "a", 4, "active"), None, None, None, None), local, clock.now, 0.0, 0.0)
+    monkeypatch.setattr(part, "duty", lambda _standing: worker.HOME)
+    clock.now += 6.0
+    began = time.time()
+    part.step(standing)
+    ((lsn, at),) = noted
+    assert lsn == 777 and began - 6.0 - 0.01 <= at <= time.time() - 6.0 + 0.01
+
+
 FOLLOW, HOLD = ["REPLICAOF", "198.51.100.1", 6379], ["REPLICAOF", *NOBODY]
 
 

@@ -177,7 +177,9 @@ class Worker:
             self._giving_back = False
         wal = (standing.local.postgres or {}).get("xlog") or {}
         if duty == HOME:
-            self._notes.add(int(wal.get("location") or wal.get("replayed_location") or 0))
+            # With the time of the look: on a busy host that is seconds ago, and what was committed since is newer.
+            seen_at = time.time() - max(0.0, now() - standing.at)
+            self._notes.add(int(wal.get("location") or wal.get("replayed_location") or 0), seen_at)
             redis = standing.local.redis
             if redis is not None and not redis.loading and standing.record is not None:
                 self._kept.note(standing.record.epoch, redis)
