@@ -21,6 +21,10 @@ from .tls import TlsFiles, client_context
 PATIENCE = 3.0
 
 
+class NoStandby(ResilienceError):
+    """No region was seen that a cell could move to."""
+
+
 class Deployment:
     """A deployment as its topology says it, asked from the host that runs this.
 
@@ -66,7 +70,8 @@ class Deployment:
                 return
             self._timeout = PATIENCE
             self._probe.allow(PATIENCE)
-            self._info = None
+            # At once: agents and gateways that were asked together with the stores would still be the old ones.
+            self._info = self._look()
 
     def _look(self) -> dict[str, t.Any]:
         asked: dict[tuple[str, str], t.Callable[[], t.Any]] = {("stores", ""): self._probe.observe}
@@ -135,7 +140,7 @@ class Deployment:
 def best_standby(info: t.Mapping[str, t.Any], home: str, regions: t.Sequence[str]) -> str:
     """The standby region that has most of a cell; of those that have as much, the first in the inventory.
 
-    :raises ResilienceError: no standby region has a PostgreSQL that leads it.
+    :raises NoStandby: no standby region has a PostgreSQL that leads it.
     """
     found: list[tuple[int, str]] = []
     for region in regions:
@@ -144,7 +149,7 @@ def best_standby(info: t.Mapping[str, t.Any], home: str, regions: t.Sequence[str
         if region != home and leaders:
             found.append((int(leaders[0].get("received") or 0), region))
     if not found:
-        raise ResilienceError(
+        raise NoStandby(
             f"no standby region of home {home} has a PostgreSQL that could take over; look at playbooks/status.yml"
         )
     most = max(received for received, _region in found)

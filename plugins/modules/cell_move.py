@@ -115,7 +115,9 @@ options:
     type: float
     default: 10
   timeout:
-    description: Seconds that one endpoint may take to answer while it is looked at.
+    description:
+      - Seconds that one endpoint may take to answer while it is looked at. Before a move is refused everybody is asked
+        once more and has three seconds, so that a busy host is not taken for a dead one.
     type: float
     default: 1
   redis_password:
@@ -233,7 +235,7 @@ from ansible_collections.shannon.resilience.plugins.module_utils.etcd import Etc
 from ansible_collections.shannon.resilience.plugins.module_utils.given_up import GivenUp
 from ansible_collections.shannon.resilience.plugins.module_utils.move_approval import Approvals
 from ansible_collections.shannon.resilience.plugins.module_utils.move_gates import OVERRIDES, Limits
-from ansible_collections.shannon.resilience.plugins.module_utils.move_world import Deployment, best_standby
+from ansible_collections.shannon.resilience.plugins.module_utils.move_world import Deployment, NoStandby, best_standby
 from ansible_collections.shannon.resilience.plugins.module_utils.mover import FAILOVER, Mover, Request
 from ansible_collections.shannon.resilience.plugins.module_utils.registry import (
     ENTERING,
@@ -283,6 +285,17 @@ def choose(
     return chosen, left
 
 
+def choose_patiently(
+    module: AnsibleModule, records: dict[str, CellRecord], world: Deployment, approved: dict[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """As C(choose), but a standby that is only busy is not overlooked."""
+    try:
+        return choose(module, records, world, approved)
+    except NoStandby:
+        world.be_patient()
+        return choose(module, records, world, approved)
+
+
 def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Move the cells."""
     began = time.monotonic()
@@ -304,7 +317,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
     if params["approval"]:
         found = {cell: Approvals(client).find(cell) for cell in params["cells"]}
         approved = {cell: it.target for cell, it in found.items() if it and it.approved_by}
-    chosen, left = choose(module, t.cast("dict[str, CellRecord]", records), world, approved)
+    chosen, left = choose_patiently(module, t.cast("dict[str, CellRecord]", records), world, approved)
     limits = Limits(params["lag_seconds"], params["lag_bytes"], params["cooldown"], params["certificate_days"])
 
     expected = Expected(params["migrations"], params["collections"])

@@ -5,6 +5,7 @@ As in test_7_moves.py a client goes on writing, and nothing that was acknowledge
 
 from __future__ import annotations
 
+import json
 import time
 import typing as t
 
@@ -26,6 +27,26 @@ def primary_host() -> str:
     """Which host of region a leads PostgreSQL."""
     members = lab.status()["cells"]["main"]["postgres"]["a"]["members"]
     return str(next(one["member"] for one in members if one["role"] == "primary"))
+
+
+def test_a_partition_heals_before_anybody_moved_the_cell(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The home steps down, and when it reaches the registry again it is the home as before, with all its stores."""
+    before = moves.record()
+
+    def duties() -> set[str]:
+        said = (lab.Host(name).sh("cat /run/shannon-region-agent/main.json") for name in moves.HOSTS["a"])
+        return {str(json.loads(one)["duty"]) for one in said}
+
+    with moves.cut(moves.HOSTS["a"], [*moves.HOSTS["b"], "w1"]) as cut:
+        lab.wait_for(lambda: duties() == {"fenced"}, "region a to step down", 60, lambda: str(duties()))
+    healed = time.time()
+    moves.wait_until_whole()
+    after = moves.record()
+    assert (after["home"], after["epoch"]) == ("a", before["epoch"])
+    lab.show(
+        capsys,
+        f"a partition of {healed - cut:.0f} s that nobody acted on: all is well {time.time() - healed:.0f} s later",
+    )
 
 
 def test_the_witness_is_cut_off_and_an_agent_hangs(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:

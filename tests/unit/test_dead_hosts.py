@@ -103,6 +103,8 @@ def test_who_is_to_be_refused_is_looked_at_once_more_for_all_cells(
     assert world.info() == {"look": 1}
     for _cell in range(2):
         world.be_patient()
+        # At once: agents and gateways are asked together with the stores, and no old word of theirs may be left.
+        assert next(looks, None) is None
         assert world.info() == {"look": 2}
     assert allowed == [PATIENCE]
 

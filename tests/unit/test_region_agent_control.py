@@ -246,8 +246,19 @@ def test_the_end_is_the_last_word_and_nothing_else() -> None:
         asking({}).end_of_clients()
 
 
-@pytest.mark.parametrize("wanted", [{"host": "192.0.2.9"}, None], ids=["follow", "be a primary"])
-def test_what_patroni_is_told_is_written_whole_and_its_turn_comes_at_once(wanted: dict[str, t.Any] | None) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        ({"host": "192.0.2.9"}, {"standby_cluster": {"host": "192.0.2.9"}}),
+        # Patroni would take a key without a value for a slot that it has to name.
+        ({"host": "192.0.2.9", "primary_slot_name": None}, {"standby_cluster": {"host": "192.0.2.9"}}),
+        (None, {}),
+    ],
+    ids=["follow", "without a slot", "be a primary"],
+)
+def test_what_patroni_is_told_is_written_whole_and_its_turn_comes_at_once(
+    wanted: dict[str, t.Any] | None, written: dict[str, t.Any]
+) -> None:
     woken = threading.Event()
     with FakeCluster(1) as cluster:
         client = EtcdClient([cluster.endpoints[0]], timeout=5.0)
@@ -261,7 +272,7 @@ def test_what_patroni_is_told_is_written_whole_and_its_turn_comes_at_once(wanted
         client.put(key, json.dumps({"ttl": 5, "standby_cluster": {"host": "192.0.2.1", "port": 5432}}))
         made.set_standby(wanted)
         found = client.get(key)
-        assert found and json.loads(found.value) == {"ttl": 5, **({"standby_cluster": wanted} if wanted else {})}
+        assert found and json.loads(found.value) == {"ttl": 5, **written}
         assert woken.wait(5)
         made.set_standby(wanted)
         again = client.get(key)

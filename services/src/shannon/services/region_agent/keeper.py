@@ -363,8 +363,8 @@ class Keeper:
             _log.warning("cell %s: this host's authority has ended: it is fenced", name)
 
 
-def listens(port: int) -> bool:
-    """Whether something listens on a port of this host."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.5):
+def listens(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether something listens on a port of this host, or of another."""
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=0.5):
         return True
     return False

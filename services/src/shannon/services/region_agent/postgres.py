@@ -106,6 +106,9 @@ class PostgresOfRegion:
         if found is None:
             return
         value = json.loads(found.value)
+        if wanted is not None:
+            # To Patroni a slot's name that is there and empty is another thing than none: it would make one up.
+            wanted = {key: one for key, one in wanted.items() if one is not None}
         if value.get("standby_cluster") != wanted:
             value["standby_cluster"] = wanted
             if wanted is None:

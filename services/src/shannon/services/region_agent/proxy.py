@@ -9,6 +9,7 @@ clients wait. So it is told once for each change, and what its checks see afterw
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from shannon.resilience.errors import ResilienceError
@@ -30,9 +31,15 @@ class ProxyOfHost:
     def __init__(self, settings: Settings, cell: CellSettings, command: t.Callable[[str], str] | None = None) -> None:
         self._settings = settings
         self._cell = cell
-        self._command = command or RuntimeApi(settings.data_proxy).command
+        self._command = command or self._ask
         self._postgres: tuple[int, str] | None = None
         self._redis: tuple[int, str] | None = None
+
+    def _ask(self, text: str) -> str:
+        # A host that has no data proxy has nobody to tell.
+        if not os.path.exists(self._settings.data_proxy):
+            return ""
+        return RuntimeApi(self._settings.data_proxy).command(text)
 
     def tell(self, standing: Standing) -> None:
         """Tell it what is new. What was so when the agent started its checks have found out long ago."""

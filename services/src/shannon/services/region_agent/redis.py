@@ -97,12 +97,16 @@ class RedisOfRegion:
 
     def _nobody_leads(self, followed: set[str], found: t.Mapping[str, Replication]) -> bool:
         """Whether those whom others of the region follow are all there and follow somebody themselves, and no Sentinel
-        is about to change that.
+        of the region is about to change that.
 
         So it is when a home has stepped down and is the home again before another region took over. Sentinel is started
         once there is a primary, so it would not give the region one.
         """
-        return followed <= set(found) and not listens(self._cell.sentinel)
+        if not followed <= set(found):
+            return False
+        port, addresses = self._cell.sentinel, self._addresses.values()
+        running = gather({address: lambda address=address: listens(port, address) for address in addresses})  # type: ignore[misc]
+        return not any(running.values())
 
     def _gather(self, primary: str, found: t.Mapping[str, Replication]) -> None:
         """Have the region's other instances follow its primary, unless they follow one of the region's already."""

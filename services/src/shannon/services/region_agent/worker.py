@@ -411,7 +411,8 @@ class Worker:
         except ResilienceError as exc:
             _log.warning("cell %s: clients wait until PostgreSQL has stopped: %s", self._cell.name, exc)
             return
-        self._closing.rest()
+        finally:
+            self._closing.rest()
         _log.info("cell %s: PostgreSQL is closed to clients, at %d bytes", self._cell.name, self._closed[1])
 
     def _closed_here(self, record: CellRecord) -> int:
