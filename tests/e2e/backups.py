@@ -26,11 +26,8 @@ def make_table() -> None:
 
 def leader() -> lab.Host:
     """The host of PostgreSQL's primary."""
-    cell = lab.status()["cells"]["main"]
-    for member in cell["postgres"][cell["home"]]["members"]:
-        if member["role"] == "primary":
-            return lab.Host(member["name"])
-    raise lab.LabError(f"no primary: {cell['problems']}")
+    info = lab.status()
+    return lab.Host(lab.member_with(info, "postgres", info["cells"]["main"]["home"], "primary"))
 
 
 def psql(statement: str, host: lab.Host | None = None, timeout: float = 60) -> str:

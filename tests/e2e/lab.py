@@ -258,6 +258,18 @@ def status(timeout: float = 30) -> dict[str, t.Any]:
     raise LabError(f"no host could be asked for the status: {failure}")
 
 
+def member_with(info: t.Mapping[str, t.Any], component: str, region: str, role: str) -> str:
+    """Which host of a region has a role in a component.
+
+    :raises LabError: nobody says so.
+    """
+    cell = info["cells"]["main"]
+    for member in cell[component][region]["members"]:
+        if member["role"] == role:
+            return str(member["name"])
+    raise LabError(f"no {role} of {component} in region {region}: {cell['problems']}")
+
+
 def show(capsys: t.Any, *lines: str) -> None:
     """Print figures past pytest's capture.
 

@@ -13,12 +13,6 @@ import pytest
 import lab
 
 
-def member_with(info: dict[str, t.Any], component: str, region: str, role: str) -> str:
-    return next(
-        str(member["name"]) for member in info["cells"]["main"][component][region]["members"] if member["role"] == role
-    )
-
-
 def a_bystander(*busy: str) -> lab.Host:
     """A host of the home region that is not the one that will die."""
     return lab.Host(next(name for name in ("a1", "a2", "a3") if name not in busy))
@@ -34,7 +28,7 @@ def timelines(info: dict[str, t.Any]) -> set[int]:
 
 
 def test_the_host_of_the_postgres_primary_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
-    dead = member_with(healthy, "postgres", "a", "primary")
+    dead = lab.member_with(healthy, "postgres", "a", "primary")
     with lab.Writer(a_bystander(dead), "postgres", "postgres_app", first=int(time.time() * 1000)) as writer:
         died = time.time()
         lab.Host(dead).kill()
@@ -43,7 +37,7 @@ def test_the_host_of_the_postgres_primary_dies(healthy: dict[str, t.Any], capsys
             now = lab.status()
             # A new primary in the same region, and the standby region follows its timeline: it must not wait for the
             # dead host, perhaps the first in its list, as long as the kernel would.
-            assert member_with(now, "postgres", "a", "primary") != dead
+            assert lab.member_with(now, "postgres", "a", "primary") != dead
             assert now["cells"]["main"]["home"] == "a"
 
             def standby_follows() -> bool:
@@ -74,14 +68,14 @@ def test_the_host_of_the_postgres_primary_dies(healthy: dict[str, t.Any], capsys
 
 
 def test_the_host_of_the_redis_primary_dies(healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]) -> None:
-    dead = member_with(healthy, "redis", "a", "primary")
+    dead = lab.member_with(healthy, "redis", "a", "primary")
     with lab.Writer(a_bystander(dead), "redis", "redis_app", first=int(time.time() * 1000)) as writer:
         died = time.time()
         lab.Host(dead).kill()
         try:
             writer.wait_for_recovery(died)
             now = lab.status()
-            assert member_with(now, "redis", "a", "primary") != dead
+            assert lab.member_with(now, "redis", "a", "primary") != dead
 
             # Sentinel repoints the standby region after the promotion, and cuts each member's clients as it does.
             def standby_follows() -> bool:

@@ -300,8 +300,7 @@ def test_the_host_of_the_postgres_primary_dies(
     api: Api, healthy: dict[str, t.Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With it, if it has them, go a gateway and an orchestrator: whose tasks another takes over when the lease ends."""
-    members = healthy["cells"]["main"]["postgres"]["a"]["members"]
-    dead = next(str(member["name"]) for member in members if member["role"] == "primary")
+    dead = lab.member_with(healthy, "postgres", "a", "primary")
     alive = [name for name in HOME if name != dead]
     before = services.orchestrators(*alive)
     with Load(rate=4) as load:

@@ -23,12 +23,6 @@ FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 _DROP_IN = f"/run/systemd/system/{AGENT}.service.d/e2e-clock.conf"
 
 
-def primary_host() -> str:
-    """Which host of region a leads PostgreSQL."""
-    members = lab.status()["cells"]["main"]["postgres"]["a"]["members"]
-    return str(next(one["member"] for one in members if one["role"] == "primary"))
-
-
 def test_a_partition_heals_before_anybody_moved_the_cell(at_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The home steps down, and when it reaches the registry again it is the home as before, with all its stores."""
     before = moves.record()
@@ -56,7 +50,7 @@ def test_the_witness_is_cut_off_and_an_agent_hangs(at_home: None, capsys: pytest
     """
     before = moves.record()
     first = int(time.time() * 1000)
-    leader = primary_host()
+    leader = lab.member_with(lab.status(), "postgres", "a", "primary")
     writer = next(name for name in moves.HOSTS["a"] if name != leader)
     with lab.Writer(lab.Host(writer), "postgres", "postgres_app", first=first) as inside:
         with moves.cut(["w1"], [*moves.HOSTS["a"], *moves.HOSTS["b"]]):
@@ -136,7 +130,7 @@ def test_an_old_sentinel_wakes_up(at_home: None, capsys: pytest.CaptureFixture[s
         moves.wait_until_whole()
         figures = load.check()
     primaries = [
-        (region, one["member"])
+        (region, one["name"])
         for region, found_there in status["redis"].items()
         for one in found_there["members"]
         if one["role"] == "primary"
