@@ -221,7 +221,8 @@ def test_a_home_that_does_not_reach_the_repository_is_not_closed(backed_up: floa
     host = lab.Host("b3")
     host.sh("systemctl stop shannon-pgbackrest-repository")
     try:
-        refused = lab.playbook("restore", "-e", "store=postgres", "-e", "from_region=b", *STOP, check=False)
+        options = ("-e", "cell=main", "-e", "store=postgres", "-e", "from_region=b", *STOP)
+        refused = lab.playbook("restore", *options, check=False)
     finally:
         host.sh("systemctl start shannon-pgbackrest-repository")
     said = " ".join(refused.stdout.split())
