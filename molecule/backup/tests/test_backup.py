@@ -151,6 +151,51 @@ def test_a_full_disk_is_refused_before_anything_is_written(host):
     assert good("mb1", "run", "redis")[0]["ok"]
 
 
+def test_a_repository_that_breaks_off_does_not_keep_wal_from_the_other():
+    """Region a's has no room for a segment. pgBackRest then ends as a whole, so that nothing would come into region b's."""
+    archive = "/var/lib/shannon/backup/pgbackrest/archive/main"
+    server = "systemctl restart shannon-pgbackrest-repository"
+    disk = member("ma2")
+    (primary,) = (name for name in ("ma1", "ma2") if psql(name, "SELECT pg_is_in_recovery()") == "f")
+    system = disk.check_output(f"ls -d {archive}/*-*").split()[-1]
+    disk.check_output(f"mount -t tmpfs -o size=64k e2e {system} && chown shannon-backup: {system} && {server}")
+    try:
+        # Two, so that one has to go past another that waits.
+        for _turn in range(2):
+            segment = write_segment(primary)
+            wait_until_archived("mb1", f"{archive}/*/*/{segment}-*")
+        assert not disk.check_output(f"find {system} -name '{segment}-*.lz4'")
+        refused = psql(primary, "SELECT failed_count > 0 AND last_failed_wal IS NOT NULL FROM pg_stat_archiver")
+        assert refused == "t"
+    finally:
+        disk.check_output(f"umount --lazy {system}; {server}")
+    last = write_segment(primary)
+    for name in REPOSITORIES.values():
+        wait_until_archived(name, f"{archive}/*/*/{segment}-*")
+        wait_until_archived(name, f"{archive}/*/*/{last}-*")
+    psql(primary, "DROP TABLE molecule_wal")
+
+
+def psql(name, query):
+    """The value that a query has on a host's member, as its owner."""
+    return member(name).check_output(f'runuser -u postgres -- psql -XAtq -p 5432 -c "{query}"').strip()
+
+
+def write_segment(primary):
+    """Close a WAL segment that has 200 KB which can't be compressed, and give its name."""
+    psql(primary, "CREATE TABLE IF NOT EXISTS molecule_wal (word text)")
+    psql(primary, "COPY molecule_wal FROM PROGRAM 'head -c 150000 /dev/urandom | base64 -w 1000'")
+    return psql(primary, "SELECT pg_walfile_name(pg_switch_wal())")
+
+
+def wait_until_archived(name, pattern, within=90):
+    """Wait until a repository has a file; what PostgreSQL's archiver gives up is tried again after a minute."""
+    deadline = time.monotonic() + within
+    while member(name).run(f"ls {pattern}").rc:
+        assert time.monotonic() < deadline, f"{name} has no {pattern} after {within} s"
+        time.sleep(0.5)
+
+
 def test_metrics_are_written_for_everybody(host):
     """The runner reads the repository and asks the primary, with no more than it may do."""
     # Tests that take the host come first, whatever their place here: there is no backup yet that WAL goes on from.
