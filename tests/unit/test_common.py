@@ -124,4 +124,7 @@ def test_listeners_ports_are_kept_from_outgoing_connections_in_the_lab_and_in_mo
     molecule = yaml.safe_load((repository / ".config" / "molecule" / "config.yml").read_text())
     for platform in molecule["platforms"]:
         assert platform["sysctls"] == {"net.ipv4.ip_local_reserved_ports": "50051-50052"}
-    assert "net.ipv4.ip_local_reserved_ports=50051-50052" in (repository / "lab/shannon_lab/hosts.py").read_text()
+    lab = (repository / "lab/shannon_lab/hosts.py").read_text()
+    assert "net.ipv4.ip_local_reserved_ports=50051-50052" in lab
+    settings = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())["common_sysctl"]
+    assert f"net.ipv4.tcp_retries2={settings['net.ipv4.tcp_retries2']}" in lab
