@@ -4,9 +4,9 @@
 """Where cells are: the registry's answer, kept, so that the registry may be away without anybody noticing.
 
 The registry is asked every other second, unless this host's region agent has asked it within that time and left the
-same word as is known here; and at once when the agent, who watches it, leaves another. The last answer outlives a
-restart in a file; before the first answer ever, a cell's home is unknown, unless there is no registry at all (tests),
-where the configuration's word holds.
+same word as is known here. When the agent, who watches it, leaves another, that is taken over; or the registry is asked
+at once, where it may be older than what is known here. The last answer outlives a restart in a file; before the first
+answer ever, a cell's home is unknown, unless there is no registry at all (tests), where the configuration's word holds.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class CellDirectory:
         self._fetch = fetch or self._ask
         self._client: Registry | None = None
         self._answered: float | None = None
+        #: When the last question to the registry ended, by the clock that the region agent notes its own by.
+        self._asked = 0.0
         self._read: dict[str, int] = {}
         self._cells: dict[str, CellState] = {}
         if not deployment.registry and fetch is None:
@@ -138,28 +140,40 @@ class CellDirectory:
             _log.warning("the registry does not answer, its last word holds: %s", exc)
             return False
         self._answered = time.monotonic()
+        self._asked = _boottime()
+        await self._believe(cells)
+        return True
+
+    async def _believe(self, cells: dict[str, CellState]) -> None:
         if cells != self._cells:
             for name, cell in sorted(cells.items()):
                 if cell != self._cells.get(name):
                     _log.info("cell %s: home %s, epoch %d, state %s", name, cell.home, cell.epoch, cell.state)
             self._cells = cells
             self._publish()
-            await loop.run_in_executor(None, self._remember)
-        return True
+            await asyncio.get_running_loop().run_in_executor(None, self._remember)
 
     async def _follow(self, lifecycle: Lifecycle) -> None:
         asked = time.monotonic()
         while await lifecycle.pause(min(GLANCE, self._interval)):
-            if self._agent_knows_better():
+            if news := self._news():
                 asked = time.monotonic()
-                await self.refresh()
+                # A question that began after ours had ended saw what is newer.
+                if all(at > self._asked for _state, at in news.values()):
+                    await self._believe({**self._cells, **{name: state for name, (state, _at) in news.items()}})
+                else:
+                    await self.refresh()
             elif time.monotonic() - asked >= self._interval:
                 asked = time.monotonic()
                 if not self._agent_vouches():
                     await self.refresh()
 
-    def _agent_knows_better(self) -> bool:
-        """Whether the region agent's word, looked at only when it is new, says something else than what is known."""
+    def _news(self) -> dict[str, tuple[CellState, float]]:
+        """What the region agent's word, looked at only when it is new, says else than what is known.
+
+        :returns: with the time at which the agent began to ask the registry.
+        """
+        found = {}
         for name in self._names:
             path = WORDS / f"{name}.json"
             try:
@@ -167,14 +181,15 @@ class CellDirectory:
                 if written == self._read.get(name):
                     continue
                 self._read[name] = written
-                record = json.loads(path.read_text(encoding="utf-8"))["record"]
+                told = json.loads(path.read_text(encoding="utf-8"))
+                record, at = told["record"], float(told["answered"])
                 word = CellState(record["home"], record["epoch"], record["state"])
             except (OSError, ValueError, TypeError, KeyError):
                 continue  # no agent here, or it knows nothing yet: the registry is asked in its time
             known = self._cells.get(name)
             if word != known and (known is None or word.epoch >= known.epoch):
-                return True
-        return False
+                found[name] = (word, at)
+        return found
 
     def _agent_vouches(self) -> bool:
         """Whether the region agent asked the registry just now and heard what is known here of every cell.
@@ -187,7 +202,7 @@ class CellDirectory:
                 word = json.loads((WORDS / f"{name}.json").read_text(encoding="utf-8"))
                 record = word["record"]
                 heard = CellState(record["home"], record["epoch"], record["state"])
-                ages.append(time.clock_gettime(time.CLOCK_BOOTTIME) - word["answered"])
+                ages.append(_boottime() - word["answered"])
             except (OSError, ValueError, TypeError, KeyError):
                 return False
             if word.get("registry_error") != "" or heard != self._cells.get(name):
@@ -235,3 +250,7 @@ class CellDirectory:
             os.replace(written, path)
         except OSError as exc:
             _log.warning("what the registry said can't be kept in %s: %s", path, exc)
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -21,8 +21,9 @@ from .connection import Connection, went_away
 
 #: Seconds that a caller waits for a connection when the last attempt to make one failed.
 _IMPATIENT = 1.0
-#: Seconds after which an attempt to connect is given up; the next caller starts a new one.
-_RECONNECT = 3.0
+#: Seconds after which the pool gives an attempt to connect up, and a caller who waits has a new one started. By itself
+#: the pool would wait for a second and then for two, while a cell that has moved is there again long since.
+_RECONNECT = 0.3
 
 
 class Pool:
@@ -73,8 +74,12 @@ class Pool:
         while True:
             try:
                 left = max(deadline - time.monotonic(), 0.01)
-                connection = t.cast(Connection, await self._pool.getconn(left))
+                # Asking again starts the next attempt where one was given up; who waits for others keeps the place.
+                turn = left if self.full else min(left, _RECONNECT)
+                connection = t.cast(Connection, await self._pool.getconn(turn))
             except psycopg_pool.PoolTimeout as exc:
+                if left > turn:
+                    continue
                 if self.full:
                     raise DatabaseBusy(
                         f"all {self._most} connections to PostgreSQL of {self._name} are in use"

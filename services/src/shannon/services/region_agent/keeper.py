@@ -150,6 +150,16 @@ class Keeper:
         with self._lock:
             return self._standing
 
+    def wrote(self, record: CellRecord, begun: float) -> None:
+        """This host changed the record, which it need not ask the registry for then.
+
+        :param begun: when it began to, as :func:`.settings.now` gives it.
+        """
+        with self._lock:
+            before = self._standing
+            if before.record is not None and before.answered < begun:
+                self._standing = replace(before, view=replace(before.view, record=record), answered=begun)
+
     def is_home(self) -> bool:
         """Whether this host may be a primary now."""
         standing = self.standing()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 
 from shannon.resilience.errors import ResilienceError
 
@@ -38,7 +39,12 @@ def switch_point(port: int) -> int:
 
     :raises ResilienceError: as :func:`ask`.
     """
-    ended = [line.split() for line in ask(SWITCH_POINT, "postgres", port, 5.0) if line[:1].isdigit()]
+    return end_of_former(ask(SWITCH_POINT, "postgres", port, 5.0))
+
+
+def end_of_former(history: Iterable[str]) -> int:
+    """Where the timeline before the present one ended, in bytes, by the lines of its history; 0 when there was none."""
+    ended = [line.split() for line in history if line[:1].isdigit()]
     return parse_lsn(ended[-1][1]) if ended else 0
 
 

@@ -32,10 +32,11 @@ from .marker_stores import StoresOfRegion
 from .markers import Markers
 from .postgres import NOBODY as NO_UPSTREAM
 from .postgres import ORPHANED, PRIMARY, PostgresOfRegion, follows
+from .promotion import Promotion
 from .proxy import ProxyOfHost
 from .redis import RedisOfRegion
 from .settings import CellSettings, Settings, now
-from .sql import ask, switch_point
+from .sql import ask
 
 _log = logs.get(__name__)
 HOME = "home"
@@ -54,6 +55,8 @@ SILENT_SOURCE = 15.0
 REST = 60.0
 #: Seconds that a switchover's last bytes may take before they are fetched in another way.
 STREAMING = 3.0
+#: Seconds for which one step waits for PostgreSQL to become the primary; the next one goes on waiting.
+PROMOTED = 2.0
 #: Seconds after which a C(draining) that no mover looks after is taken back.
 ABANDONED = 15.0
 
@@ -114,6 +117,7 @@ class Worker:
         #: The epoch for which this host's primary was closed to its clients before it stopped, and where that was.
         self._closed: tuple[int, int] = (0, 0)
         self._closing = Closing(cell.postgres)
+        self._promotion = Promotion(cell.postgres)
         self._began: dict[str, float] = {}
         self._served = 0
         self._said: dict[str, str] = {}
@@ -151,6 +155,7 @@ class Worker:
                     if str(exc) not in (self.trouble, ""):
                         _log.error("cell %s: %s", self._cell.name, exc)
                 self.trouble = trouble
+                standing = self._keeper.standing()  # the step may have changed the record
 
     def duty(self, standing: Standing) -> str:
         """What this region is to be, as far as this host knows."""
@@ -198,10 +203,8 @@ class Worker:
         if record is None:
             return
         conducts = self.postgres.conducts(standing)
-        if standing.local.role == PRIMARY:
-            self._led = record.epoch
-        elif conducts:
-            self._promote(standing)
+        leads = standing.local.role == PRIMARY
+        promoted = conducts and not leads and self._promote(standing)
         primary = ""
         if record.state == RESTORING:
             # Redis' primary follows the restored copy for a while: nobody may take it for dead, or make it a primary.
@@ -217,11 +220,18 @@ class Worker:
         if not conducts or lease is None:
             self._withdraw()
             return
-        if standing.local.role == PRIMARY and primary:
-            if not serves:
-                self._serve(standing, primary)
-            elif record.state in (ENTERING, TAKING_OVER):
-                self._let_in(record)  # whoever was about to do it died
+        try:
+            if promoted and primary and not serves:
+                leads = self._promotion.seen(min(PROMOTED, standing.authority() - 1.0), self._stopping)
+            if leads:
+                self._led = record.epoch
+            if leads and primary:
+                if not serves:
+                    self._serve(standing, primary)
+                elif record.state in (ENTERING, TAKING_OVER):
+                    self._let_in(record)  # whoever was about to do it died
+        finally:
+            self._promotion.rest()
         wal = (standing.local.postgres or {}).get("xlog") or {}
         # Not before it serves: until then the last position is the old home's, and says where that one ended.
         if serves and standing.local.role == PRIMARY and not standing.registry_error:
@@ -232,12 +242,15 @@ class Worker:
             self._announce(lease, primary)
         self._take_back_draining(standing)
 
-    def _promote(self, standing: Standing) -> None:
+    def _promote(self, standing: Standing) -> bool:
+        """Have PostgreSQL become the primary as soon as it has all that it can get; whether it was told to."""
         record = standing.record
-        configuration = self.postgres.configuration() or {}
-        if record is None or not configuration.get("standby_cluster"):
-            return
+        if record is None:
+            return False
         key = f"promote {record.epoch}"
+        configuration = self.postgres.configuration() or {}
+        if not configuration.get("standby_cluster"):
+            return key in self._began
         self._began.setdefault(key, time.monotonic())
         position, held = standing.view.position, standing.view.held
         ended = bool(position and position.final and position.epoch == record.epoch - 1)
@@ -245,21 +258,22 @@ class Worker:
             # A switchover: the old home says where it ended, as long as it lives.
             if self._source_lives(position.region):
                 self._say("catching up", f"region {position.region} has not said yet where it ended")
-                return
+                return False
             _log.error("cell %s: region %s fell silent during a switchover", self._cell.name, position.region)
         if position and ended and position.region != record.home:
             missing = self.postgres.behind(standing, position)
             if missing and self._source_lives(position.region):
                 self._say("catching up", f"{missing} bytes of the old home are still to come")
                 self._catch_up(position, configuration.get("standby_cluster"))
-                return
+                return False
             if missing:
                 _log.error("cell %s: %d bytes never came from region %s", self._cell.name, missing, position.region)
         if standing.authority() <= 1.0:
-            return
+            return False
         _log.warning("cell %s: PostgreSQL of region %s becomes the primary", self._cell.name, record.home)
         self.postgres.set_standby(None)
         self._catching_up_since = None
+        return True
 
     def _catch_up(self, position: Position, present: t.Any) -> None:
         """Have what does not come fetched from the host that ended as the primary: nobody there is one any more, so a
@@ -289,7 +303,7 @@ class Worker:
         began = self._began.pop(f"promote {record.epoch}", None)
         seconds = {} if began is None else {"promote": round(time.monotonic() - began, 3)}
         try:
-            switch = switch_point(self._cell.postgres) if began is not None or record.epoch > 1 else 0
+            switch = self._promotion.switch_point() if began is not None or record.epoch > 1 else 0
         except ResilienceError:
             switch = 0
         position = standing.view.position
@@ -298,6 +312,8 @@ class Worker:
             record.home, record.epoch, time.time(), self._settings.host, switch, ended, seconds,
             *self.redis.branch(redis_primary), redis_primary,
         )  # fmt: skip
+        # Before anybody is let in: what comes then goes through it.
+        self._proxy.lead(record.epoch, serving.host, serving.redis_primary)
         if self._keeper.leases.publish(lease, SERVING, serving):
             self._served = record.epoch
             self._let_in(record)
@@ -308,7 +324,9 @@ class Worker:
         if record.state not in (ACTIVE, RESTORING):
             operator = f"region agent of {self._settings.host}"
             new = replace(record, state=ACTIVE)
-            self._keeper.registry.compare_and_swap(record, new, f"region {record.home} serves", operator)
+            begun = now()
+            written = self._keeper.registry.compare_and_swap(record, new, f"region {record.home} serves", operator)
+            self._keeper.wrote(written, begun)
 
     def _announce(self, lease: RegionLease, redis_primary: str) -> None:
         """Say where the cell is: in DNS, which sees to itself, and in the registry."""
