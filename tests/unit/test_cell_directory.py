@@ -100,11 +100,23 @@ def test_without_a_good_word_the_registry_is_asked(world: World, word: dict[str,
     follow(world, during)
 
 
-def test_another_word_than_what_is_known_has_the_registry_asked_at_once(world: World) -> None:
+def test_another_word_than_what_is_known_is_taken_over(world: World) -> None:
+    """The registry would say something else here, so that it shows whose word it is."""
+
     async def during(directory: CellDirectory) -> None:
-        world.state = CellState("b", 2, "active")
-        world.word()
+        world.word(home="b", epoch=2)
         await until(lambda: directory.is_home("main"), "the new home was not heard of")
+        assert directory.epoch("main") == 2
+
+    follow(world, during)
+
+
+@pytest.mark.parametrize("age", [60.0, 3600.0])
+def test_a_word_that_may_be_older_than_what_is_known_has_the_registry_asked(world: World, age: float) -> None:
+    async def during(directory: CellDirectory) -> None:
+        world.word(age=age, state="draining")
+        await until(lambda: world.asked >= 1, "the registry was not asked")
+        assert directory.state("main") == "active"
 
     follow(world, during)
 

@@ -428,6 +428,31 @@ def test_the_home_takes_the_lease_and_may_serve(site: Site) -> None:
     assert one.changed == 1
 
 
+def test_what_this_host_wrote_itself_need_not_be_asked_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = site.host("a1")
+    one.round()
+    assert one.record
+    real, written = one.keeper.leases.look, replace(one.record, state="draining")
+
+    def look_and_write(cell: str) -> t.Any:
+        view = real(cell)
+        site.clock.now += 0.5
+        one.keeper.wrote(written, site.clock.now)
+        return view
+
+    monkeypatch.setattr(one.keeper.leases, "look", look_and_write)
+    site.clock.now += 1
+    one.round()
+    assert one.record == written, "the round had asked before"
+    assert one.authority == AUTHORITY
+    one.keeper.wrote(replace(written, state="active"), site.clock.now - 5)
+    assert one.record == written, "what was asked since is newer"
+    monkeypatch.setattr(one.keeper.leases, "look", real)
+    site.clock.now += 1
+    one.round()
+    assert one.record and one.record.state == "active", "the registry has the last word"
+
+
 def test_all_hosts_of_the_home_renew_one_lease(site: Site) -> None:
     first, second = site.host("a1"), site.host("a2")
     assert (first.round(), second.round()) == (AUTHORITY, AUTHORITY)

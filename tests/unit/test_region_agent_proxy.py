@@ -39,10 +39,11 @@ class Proxy:
         epoch: int = 1,
         serving: Serving | None = None,
         position: Position | None = None,
+        state: str = "active",
     ) -> list[str]:
         """What the registry says now; returns what the proxy was told of it."""
         self.told = []
-        view = View(CellRecord("main", home, epoch), None, None, position, serving)
+        view = View(CellRecord("main", home, epoch, state), None, None, position, serving)
         self.part.tell(Standing(view, Local(), 0.0, 0.0, 0.0))
         return [one.removeprefix("set server main_") for one in self.told]
 
@@ -66,6 +67,30 @@ def test_a_new_home_is_told_at_once_and_once() -> None:
         "redis_primary/a2 health down",
         "redis_primary/b1 health down",
     ]
+    assert proxy.see("b", 2, served("b", 2, "b1", "198.51.100.2")) == []
+
+
+@pytest.mark.parametrize("state", ["entering", "taking_over"])
+def test_the_home_that_was_left_is_not_tried_any_more(state: str) -> None:
+    proxy = Proxy()
+    proxy.see("a", 1, served("a", 1, "a2", "192.0.2.1"))
+    assert proxy.see("a", 1, served("a", 1, "a2", "192.0.2.1"), state="draining") == []
+    assert proxy.see("b", 2, served("a", 1, "a2", "192.0.2.1"), state=state) == [
+        "postgres_primary/a1 health down",
+        "postgres_primary/a2 health down",
+        "redis_primary/a1 health down",
+        "redis_primary/a2 health down",
+    ]
+    assert proxy.see("b", 2, served("a", 1, "a2", "192.0.2.1"), state=state) == [], "its checks may see otherwise"
+    assert "postgres_primary/b1 health up" in proxy.see("b", 2, served("b", 2, "b1", "198.51.100.2"), state=state)
+
+
+def test_who_serves_tells_its_own_proxy_before_anybody_is_let_in() -> None:
+    proxy = Proxy()
+    proxy.see("a", 1, served("a", 1, "a2", "192.0.2.1"))
+    proxy.told = []
+    proxy.part.lead(2, "b1", "198.51.100.2")
+    assert len(proxy.told) == 8
     assert proxy.see("b", 2, served("b", 2, "b1", "198.51.100.2")) == []
 
 

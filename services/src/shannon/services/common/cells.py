@@ -68,8 +68,8 @@ class CellDirectory:
         self._fetch = fetch or self._ask
         self._client: Registry | None = None
         self._answered: float | None = None
-        #: When the last question to the registry ended, by the clock that the region agent notes its own by.
-        self._asked = 0.0
+        #: As of when what is known here was so, at least, by the clock that the region agent notes its questions by.
+        self._as_of = 0.0
         self._read: dict[str, int] = {}
         self._cells: dict[str, CellState] = {}
         if not deployment.registry and fetch is None:
@@ -140,7 +140,7 @@ class CellDirectory:
             _log.warning("the registry does not answer, its last word holds: %s", exc)
             return False
         self._answered = time.monotonic()
-        self._asked = _boottime()
+        self._as_of = _boottime()
         await self._believe(cells)
         return True
 
@@ -159,7 +159,8 @@ class CellDirectory:
             if news := self._news():
                 asked = time.monotonic()
                 # A question that began after ours had ended saw what is newer.
-                if all(at > self._asked for _state, at in news.values()):
+                if all(at > self._as_of for _state, at in news.values()):
+                    self._as_of = max(at for _state, at in news.values())
                     await self._believe({**self._cells, **{name: state for name, (state, _at) in news.items()}})
                 else:
                     await self.refresh()

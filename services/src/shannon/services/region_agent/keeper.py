@@ -205,6 +205,10 @@ class Keeper:
         with self._leaving:
             standing = self._without_what_was_left(standing)
             with self._lock:
+                now_known = self._standing
+                if now_known.answered > standing.answered:  # this host changed the record meanwhile
+                    view = replace(standing.view, record=now_known.record)
+                    standing = replace(standing, view=view, answered=now_known.answered)
                 self._standing = standing
             self._keep_fence(standing, begun)
         self._looked = True
