@@ -2,7 +2,7 @@
 
     tests/bench/bench_backup.py --primary a1 --replica a2 --repository a3 [--cell main] [--megabytes 512] [--repo 1]
 
-Runs on hosts of the lab over ssh (--ssh "ssh -F ..."). It makes a database shannon_bench of that size on the cell's
+Runs on hosts as root, over ssh or whatever --ssh names. It makes a database shannon_bench of that size on the cell's
 primary and takes a full backup on the repository's host. Then, in turn, it restores that backup beside the live data of
 the replica, and copies the primary with pg_basebackup to the same disk. The writers' p99 is measured by pgbench, with
 and without a backup. What was made is removed in the end. The target is a restore of at least 0.8 of pg_basebackup, and
@@ -73,7 +73,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=20, help="of writing, for the p99")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--ssh", default="ssh", help='for example "ssh -F lab/ssh.cfg"')
+    parser.add_argument(
+        "--ssh",
+        default="ssh",
+        help="a command that runs the rest of its words as root on the host that the first one names",
+    )
     given = parser.parse_args()
     ssh = shlex.split(given.ssh)
     host, repository = Host(ssh, given.primary), Host(ssh, given.repository)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import time
 import typing as t
 
 import pytest
@@ -148,9 +149,20 @@ def test_without_redis_events_come_from_the_orchestrator() -> None:
 def test_names_and_deltas() -> None:
     rig = Rig()
     task = rig.task()
+    asked, replays = rig.orchestrator._ListEvents, []
+
+    def noting(request: t.Any) -> t.Any:
+        answer = asked(request)
+        replays.append(request)
+        return answer
+
+    rig.orchestrator._ListEvents = noting  # type: ignore[method-assign]
 
     async def produce() -> None:
-        await asyncio.sleep(0.05)
+        deadline = time.monotonic() + 10
+        while not replays:
+            assert time.monotonic() < deadline, "waited 10 s for the replay to be asked for"
+            await asyncio.sleep(0.005)
         rig.redis.add(task, 1, "LLM_PARTIAL", "Hel")
         rig.redis.add(task, 2, "LLM_PARTIAL", "lo")
         rig.redis.add(task, 3, "LLM_OUTPUT", "Hello")

@@ -152,7 +152,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(host):
 
 
 def test_a_repository_that_breaks_off_does_not_keep_wal_from_the_other():
-    """Region a's has no room for a segment. pgBackRest then ends as a whole, so that nothing would come into region b's."""
+    """Region a's has no room for a segment. pgBackRest then ends as a whole, so nothing would come into region b's."""
     archive = "/var/lib/shannon/backup/pgbackrest/archive/main"
     server = "systemctl restart shannon-pgbackrest-repository"
     disk = member("ma2")
