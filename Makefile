@@ -57,10 +57,11 @@ proto: env ## make the services' gRPC code anew from shannon.proto
 	cd services/src/shannon/services/proto && python3 -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. shannon.proto
 	sed -i 's/^import shannon_pb2 as/from . import shannon_pb2 as/' services/src/shannon/services/proto/shannon_pb2_grpc.py
 
-bench: env ## print figures beside their targets: breakers, the verbs and moves on the lab, the services, the indexer
+bench: env ## print figures beside their targets: breakers, the verbs, backups and moves on the lab, the services, the indexer
 	python3 tests/bench/bench_breaker.py
 	python3 tests/bench/bench_deploy.py --leave-up
 	python3 tests/bench/bench_dead_hosts.py
+	python3 tests/bench/bench_backup.py
 	python3 tests/bench/bench_moves.py
 	python3 tests/bench/bench_services.py
 	python3 tests/bench/bench_indexer.py --host a1

@@ -20,7 +20,8 @@ class Primary:
         self.data, self.programs = folder / "data", folder / "bin"
         (self.data / "pg_wal" / "archive_status").mkdir(parents=True)
         self.programs.mkdir()
-        for name, text in {"00000019": "1\t0/3000000\tx\n", "0000001A": HISTORY}.items():
+        # The last one is no history of ours: a restore leaves such behind.
+        for name, text in {"00000019": "1\t0/3000000\tx\n", "0000001A": HISTORY, "0000001C": "26\t0/1\tx\n"}.items():
             (self.data / "pg_wal" / f"{name}.history").write_text(text)
         template = (ROLE / "templates" / "shannon-pgbackrest-push.j2").read_text()
         self.program("push", jinja2.Template(template).render(__postgres_bin=self.programs))
@@ -32,7 +33,8 @@ class Primary:
         path.chmod(0o755)
 
     def state(self, text: str) -> None:
-        self.program("pg_controldata", f"#!/bin/sh\necho 'Database cluster state:               {text}'\n")
+        said = f"Database cluster state:               {text}\nLatest checkpoint's TimeLineID:       26\n"
+        self.program("pg_controldata", f"#!/bin/sh\ncat <<'END'\n{said}END\n")
 
     def push(self, name: str, status: int) -> tuple[int, str]:
         """What it gives for a segment (of 16 MB, which take no room) when pgBackRest ends so."""

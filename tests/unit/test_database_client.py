@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import struct
+import time
 import typing as t
 
 import psycopg
@@ -469,6 +470,28 @@ def test_a_breaker_opens_and_closes_although_nobody_calls(rig: Rig, caplog: pyte
 
     asyncio.run(go())
     assert PASSWORD not in caplog.text and "does not answer" in caplog.text
+
+
+def test_a_caller_who_waits_has_a_connection_as_soon_as_one_can_be_made(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a move: what there was has ended, and the new primary is there a moment later."""
+    monkeypatch.setattr(pool, "_IMPATIENT", 10.0)
+
+    async def go() -> None:
+        async with running(rig) as database:
+            await rig.server.stop()
+            asked = asyncio.ensure_future(database._pool.take(10.0))
+            # Long enough that the pool has given its attempts up: it makes none by itself then.
+            await asyncio.sleep(1.0)
+            assert not asked.done()
+            await rig.server.start()
+            back = time.monotonic()
+            connection = await asked
+            assert time.monotonic() - back < 3, "the pool waits between its attempts"
+            await database._pool.give_back(connection)
+
+    asyncio.run(go())
 
 
 def test_a_server_that_turns_connections_away_is_away(rig: Rig) -> None:

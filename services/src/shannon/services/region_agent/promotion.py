@@ -19,8 +19,9 @@ from .sql_session import Session, psql
 
 _log = logs.get(__name__)
 APPLICATION = "shannon-promotion"
-#: Seconds that one question may take, and between two of them.
-TIMEOUT = 1.0
+#: Seconds that a question may take when nothing else bounds it: on a busy host the start of psql takes one of them.
+TIMEOUT = 5.0
+#: Seconds between two looks.
 PAUSE = 0.03
 
 
@@ -36,9 +37,9 @@ class Promotion:
     def seen(self, seconds: float, stopping: threading.Event) -> bool:
         """Whether PostgreSQL has ended its recovery, within so many seconds; whoever asks again goes on waiting."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not stopping.is_set():
+        while (left := deadline - time.monotonic()) > 0 and not stopping.is_set():
             try:
-                if self._session.ask("SELECT pg_is_in_recovery()", TIMEOUT) == ["f"]:
+                if self._session.ask("SELECT pg_is_in_recovery()", left) == ["f"]:
                     return True
             except ResilienceError as exc:
                 _log.debug("the promotion is not seen: %s", exc)

@@ -34,14 +34,6 @@ def ask(statement: str, database: str, port: int, timeout: float = 120.0) -> lis
     return [line for line in done.stdout.splitlines() if line]
 
 
-def switch_point(port: int) -> int:
-    """Where the timeline before the present one ended, in bytes; 0 when there was none.
-
-    :raises ResilienceError: as :func:`ask`.
-    """
-    return end_of_former(ask(SWITCH_POINT, "postgres", port, 5.0))
-
-
 def end_of_former(history: Iterable[str]) -> int:
     """Where the timeline before the present one ended, in bytes, by the lines of its history; 0 when there was none."""
     ended = [line.split() for line in history if line[:1].isdigit()]

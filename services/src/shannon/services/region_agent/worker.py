@@ -204,6 +204,8 @@ class Worker:
             return
         conducts = self.postgres.conducts(standing)
         leads = standing.local.role == PRIMARY
+        if leads:
+            self._led = record.epoch
         promoted = conducts and not leads and self._promote(standing)
         primary = ""
         if record.state == RESTORING:
@@ -223,9 +225,8 @@ class Worker:
         try:
             if promoted and primary and not serves:
                 leads = self._promotion.seen(min(PROMOTED, standing.authority() - 1.0), self._stopping)
-            if leads:
-                self._led = record.epoch
             if leads and primary:
+                self._led = record.epoch
                 if not serves:
                     self._serve(standing, primary)
                 elif record.state in (ENTERING, TAKING_OVER):
@@ -304,7 +305,8 @@ class Worker:
         seconds = {} if began is None else {"promote": round(time.monotonic() - began, 3)}
         try:
             switch = self._promotion.switch_point() if began is not None or record.epoch > 1 else 0
-        except ResilienceError:
+        except ResilienceError as exc:
+            _log.warning("cell %s: where the old home was left is not known: %s", self._cell.name, exc)
             switch = 0
         position = standing.view.position
         ended = position.lsn if position and position.final and position.epoch == record.epoch - 1 else 0
